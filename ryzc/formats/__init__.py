@@ -1,0 +1,36 @@
+"""Weight formats, one file each. ``get("q4_1")`` finds a format by its file's name."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+
+from ryzc.errors import UnsupportedError
+from ryzc.formats.weight_format import AffineFormat, Codes, FloatFormat, WeightFormat
+
+__all__ = ["AffineFormat", "Codes", "FloatFormat", "WeightFormat", "get", "names"]
+
+_NOT_FORMATS = {"weight_format", "lanes"}
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """The names of all formats, sorted."""
+    return tuple(sorted(m.name for m in iter_modules(__path__) if m.name not in _NOT_FORMATS))
+
+
+@cache
+def get(name: str) -> WeightFormat:
+    """The format of that name.
+
+    Raises:
+        UnsupportedError: where there is none.
+    """
+    if name not in names():
+        raise UnsupportedError(
+            f"weight format {name!r} is not known",
+            hint=f"ryzc reads {', '.join(names())}; convert the model to one of these",
+        )
+    format_: WeightFormat = import_module(f"{__name__}.{name}").FORMAT
+    return format_
