@@ -1,1 +1,1 @@
-
+"""What ryzc generates from: kernel families, LLVM scaffolding and report pages."""

@@ -1,0 +1,56 @@
+"""What a kernel family is.
+
+A family is a file of this package with a frozen dataclass whose fields are its parameters (shapes,
+formats, options), and ``KERNEL`` naming the class. The class gives
+
+* ``operands``: the pointers that a call hands over, in order;
+* ``emit``: the code, written with the vector builder for one instruction set;
+* a module-level ``reference``: its meaning in numpy, which the tests hold the code to.
+
+Every kernel has the signature ``void (context*, i64 thread, i64 threads, operand*...)``: all threads
+call it and each takes its share of the work items. Results must not depend on who does which item,
+nor on which tokens share a batch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from llvmlite import ir
+
+from ryzc.bundle import abi
+from ryzc.codegen.isa import Isa
+from ryzc.codegen.vector import I32, I64, PTR, Function, Value
+
+_TYPES = {"i32": I32, "i64": I64, "ptr": PTR}
+
+
+class Kernel(ABC):
+    """A kernel with its parameters set; a frozen dataclass in each family."""
+
+    operands: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def emit(self, module: ir.Module, isa: Isa, symbol: str) -> None:
+        """Add the function ``symbol`` to a module."""
+
+
+def begin(module: ir.Module, symbol: str, operands: Sequence[str]) -> Function:
+    """A function with the kernel signature; its ``args`` hold ``context``, ``thread``, ``threads``, operands."""
+    parameters = [("context", PTR), ("thread", I64), ("threads", I64), *((o, PTR) for o in operands)]
+    return Function(module, symbol, parameters)
+
+
+def context_field(fn: Function, name: str) -> Value:
+    """A member of the step's context, loaded."""
+    member = abi.BY_NAME[name]
+    return fn.load(_TYPES[member.type], fn.args["context"], member.offset, align=8)
+
+
+def share(fn: Function, items: Value | int) -> tuple[Value, Value]:
+    """This thread's contiguous range of work items."""
+    total = items if isinstance(items, Value) else fn.i64(items)
+    thread, threads = fn.args["thread"], fn.args["threads"]
+    return (total * thread) // threads, (total * (thread + 1)) // threads
