@@ -1,0 +1,424 @@
+"""How each node kind of the final graph becomes kernel calls: one function a kind.
+
+The kinds are those that the default pipeline leaves (see :mod:`ryzc.passes.pipeline`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from ryzc import formats
+from ryzc.bundle.plan import Operand, PackedWeight
+from ryzc.errors import InternalError, UnsupportedError
+from ryzc.formats import AffineFormat
+from ryzc.lower.planner import Handler, Planner, attribute, kv_spec, logits_stride
+from ryzc.lower.weights import Matrix, by_format, matrices, pack_gated, pack_rows, packed_bytes
+from ryzc.templates.kernels.activations import BLOCK, RECORD_BYTES
+from ryzc.templates.kernels.attention import Attention
+from ryzc.templates.kernels.embedding import Embedding
+from ryzc.templates.kernels.linear import Linear
+from ryzc.templates.kernels.linear_f32 import LinearF32
+from ryzc.templates.kernels.norm import Norm
+from ryzc.templates.kernels.norm_add import NormAdd
+from ryzc.templates.kernels.norm_quantize import NormQuantize
+from ryzc.templates.kernels.quantize import Quantize
+from ryzc.templates.kernels.rope_angles import RopeAngles
+from ryzc.templates.kernels.rope_append import RopeAppend
+from ryzc.templates.kernels.select_rows import SelectRows
+from ryzc.templates.kernels.vocab_max import CHUNK, VocabMax
+from ryzc.templates.kernels.vocab_sum import VocabSum, slices
+from ryzc.templates.kernels.vocab_top import VocabTop
+
+F32_BYTES = 4
+
+
+def _columns(value: ir.Value | None) -> int:
+    if value is None or value.shape is None or not isinstance(value.shape[-1], int):
+        raise InternalError(f"value {value.name if value else None} has no known width")
+    return int(value.shape[-1])
+
+
+def _nothing(planner: Planner, node: ir.Node) -> None:
+    """Weights are read through these nodes; they compute nothing in a step."""
+
+
+def _embedding(planner: Planner, node: ir.Node) -> None:
+    (table,) = matrices(_input(node, 1))
+    planner.phase(token_local=True)
+    out = planner.buffer("x", F32_BYTES * table.columns)
+    kernel = Embedding(table.format, table.rows, table.columns, float(attribute(node, "scale")))
+    operands = [_packed(planner, [table]), planner.operand(out)]
+    planner.call(kernel, "embedding", f"embedding_{table.format}", operands, node)
+    planner.define(node.outputs[0], out)
+
+
+def _rope_angles(planner: Planner, node: ir.Node) -> None:
+    frequencies = _input(node, 1)
+    half = _columns(frequencies)
+    planner.phase(token_local=True)
+    cos, sin = (planner.buffer(n, F32_BYTES * half) for n in ("cos", "sin"))
+    operands = [planner.plain(frequencies), planner.operand(cos), planner.operand(sin)]
+    planner.call(RopeAngles(2 * half), "rope_angles", f"rope_angles_{2 * half}", operands, node)
+    planner.define(node.outputs[0], cos)
+    planner.define(node.outputs[1], sin)
+
+
+def _gather_rows(planner: Planner, node: ir.Node) -> None:
+    x = _input(node, 0)
+    columns = _columns(x)
+    planner.phase()
+    out = planner.buffer("rows", F32_BYTES * columns, rows=planner.max_rows)
+    planner.call(
+        SelectRows(columns), "select_rows", f"select_rows_{columns}", [planner.use(x), planner.operand(out)], node
+    )
+    planner.define(node.outputs[0], out)
+    planner.row_values.add(node.outputs[0])
+
+
+def _norm(planner: Planner, node: ir.Node) -> None:
+    x, weight = _input(node, 0), _input(node, 1)
+    columns, (rows, count) = _columns(x), planner.rows_of(x)
+    planner.phase(token_local=count == "token_count")
+    out = planner.buffer("norm", F32_BYTES * columns, rows=rows)
+    kernel = Norm(columns, float(attribute(node, "epsilon")), count)
+    operands = [planner.use(x), planner.plain(weight), planner.operand(out)]
+    planner.call(kernel, "norm", f"norm_{columns}", operands, node)
+    _propagate(planner, x, node.outputs[0])
+    planner.define(node.outputs[0], out)
+
+
+def _norm_quantize(planner: Planner, node: ir.Node) -> None:
+    x, weight = _input(node, 0), _input(node, 1)
+    columns, (_, count) = _columns(x), planner.rows_of(x)
+    planner.phase(token_local=count == "token_count")
+    kernel = NormQuantize(columns, float(attribute(node, "epsilon")), count)
+    operands = [planner.use(x), planner.plain(weight), *_quantized(planner, node, x, columns)]
+    planner.call(kernel, "norm_quantize", f"norm_quantize_{columns}", operands, node)
+
+
+def _quantize(planner: Planner, node: ir.Node) -> None:
+    x = _input(node, 0)
+    columns, (_, count) = _columns(x), planner.rows_of(x)
+    planner.phase(token_local=count == "token_count")
+    operands = [planner.use(x), *_quantized(planner, node, x, columns)]
+    planner.call(Quantize(columns, count), "quantize", f"quantize_{columns}", operands, node)
+
+
+def _quantized(planner: Planner, node: ir.Node, x: ir.Value, columns: int) -> list[Operand]:
+    """Buffers for codes and records; both outputs of the node are kept in the pair."""
+    rows, _ = planner.rows_of(x)
+    codes = planner.buffer("codes", columns, rows=rows)
+    records = planner.buffer("records", columns // BLOCK * RECORD_BYTES, rows=rows)
+    for output in node.outputs:
+        planner.define(output, codes, records)
+        _propagate(planner, x, output)
+    return [planner.operand(codes), planner.operand(records)]
+
+
+def _norm_add(planner: Planner, node: ir.Node) -> None:
+    x, weight, residual = _input(node, 0), _input(node, 1), _input(node, 2)
+    columns = _columns(x)
+    planner.phase(token_local=True)
+    kernel = NormAdd(columns, float(attribute(node, "epsilon")))
+    operands = [planner.use(x), planner.plain(weight), _in_place(planner, node, residual)]
+    planner.call(kernel, "norm_add", f"norm_add_{columns}", operands, node)
+
+
+def _in_place(planner: Planner, node: ir.Node, residual: ir.Value) -> Operand:
+    """The residual's buffer, which the node's output takes over."""
+    later = [use.node for use in residual.uses() if use.node is not node and not _before(use.node, node)]
+    if later:
+        raise InternalError(f"{node.name}: the residual is still read by {later[0].name}")
+    operand = planner.use(residual)
+    planner.define(node.outputs[0], *planner.handles[residual])
+    return operand
+
+
+def _before(first: ir.Node, second: ir.Node) -> bool:
+    """Whether a node comes before another in the graph's order."""
+    graph = first.graph
+    if graph is None:
+        raise InternalError(f"{first.name} belongs to no graph")
+    for node in graph:
+        if node is first:
+            return True
+        if node is second:
+            return False
+    raise InternalError(f"{first.name} is not in its graph")
+
+
+def _linear(planner: Planner, node: ir.Node) -> None:
+    _emit_linear(planner, node, x_inputs=2, weights=matrices(_input(node, 2)), residual=None)
+
+
+def _linear_residual(planner: Planner, node: ir.Node) -> None:
+    _emit_linear(planner, node, x_inputs=2, weights=matrices(_input(node, 2)), residual=_input(node, 3))
+
+
+def _linear_f32(planner: Planner, node: ir.Node) -> None:
+    _emit_linear(planner, node, x_inputs=1, weights=matrices(_input(node, 1)), residual=None)
+
+
+def _linear_f32_residual(planner: Planner, node: ir.Node) -> None:
+    _emit_linear(planner, node, x_inputs=1, weights=matrices(_input(node, 1)), residual=_input(node, 2))
+
+
+def _emit_linear(
+    planner: Planner, node: ir.Node, *, x_inputs: int, weights: list[Matrix], residual: ir.Value | None
+) -> None:
+    x = _input(node, 0)
+    rows, count = planner.rows_of(x)
+    total = sum(m.rows for m in weights)
+    planner.phase()
+    is_head = node.outputs[0].is_graph_output()
+    stride = logits_stride(planner.facts.vocab_size) if is_head else total
+    if residual is not None:
+        target = _in_place(planner, node, residual)
+    else:
+        out = planner.buffer("logits" if is_head else "y", F32_BYTES * stride, rows=rows)
+        out.pinned = is_head
+        if is_head:
+            out.name = "logits"
+        target = planner.operand(out)
+        planner.define(node.outputs[0], out)
+        _propagate(planner, x, node.outputs[0])
+    epilogue = "store" if residual is None else "residual"
+    first = 0
+    for group in by_format(weights):
+        n = sum(m.rows for m in group)
+        place = replace(target, offset=F32_BYTES * first)
+        _call_linear(planner, node, x, x_inputs, group, _packed(planner, group), n, epilogue, stride, count, place)
+        first += n
+    _count_macs(planner, weights, is_head)
+
+
+def _call_linear(
+    planner: Planner,
+    node: ir.Node,
+    x: ir.Value,
+    x_inputs: int,
+    group: Sequence[Matrix],
+    weight: Operand,
+    rows: int,
+    epilogue: str,
+    stride: int,
+    count: str,
+    out: Operand,
+) -> None:
+    name, columns = group[0].format, group[0].columns
+    symbol = f"{name}_{rows}x{columns}_{epilogue}"
+    if x_inputs == 1:
+        kernel = LinearF32(name, rows, columns, epilogue, stride, count)
+        planner.call(kernel, "linear_f32", f"linear_f32_{symbol}", [weight, planner.use(x), out], node)
+        return
+    if not isinstance(formats.get(name), AffineFormat):
+        raise InternalError(f"{node.name}: {name} weights take float activations")
+    operands = [weight, planner.use(x, 0), planner.use(x, 1), out]
+    planner.call(Linear(name, rows, columns, epilogue, stride, count), "linear", f"linear_{symbol}", operands, node)
+
+
+def _linear_gated(planner: Planner, node: ir.Node) -> None:
+    _emit_gated(planner, node, x_inputs=2)
+
+
+def _linear_f32_gated(planner: Planner, node: ir.Node) -> None:
+    _emit_gated(planner, node, x_inputs=1)
+
+
+def _emit_gated(planner: Planner, node: ir.Node, *, x_inputs: int) -> None:
+    x = _input(node, 0)
+    (gate,), (up,) = matrices(_input(node, x_inputs)), matrices(_input(node, x_inputs + 1))
+    if gate.format != up.format or (gate.rows, gate.columns) != (up.rows, up.columns):
+        raise UnsupportedError(
+            f"{gate.name} is {gate.format} and {up.name} is {up.format}: a gated layer needs both alike",
+            hint="requantize the model so that gate and up have one format",
+        )
+    rows, count = planner.rows_of(x)
+    planner.phase()
+    out = planner.buffer("gated", F32_BYTES * gate.rows, rows=rows)
+    packed = PackedWeight(
+        name=f"{gate.name}+{up.name}",
+        sources=(gate.name, up.name),
+        format=gate.format,
+        rows=2 * gate.rows,
+        columns=gate.columns,
+        layout="gated",
+        offset=0,
+        bytes=packed_bytes(gate.format, 2 * gate.rows, gate.columns),
+    )
+    weight = planner.weight(packed, lambda: pack_gated(gate, up))
+    activation = str(attribute(node, "activation"))
+    target = planner.operand(out)
+    _call_linear(
+        planner, node, x, x_inputs, [gate], weight, 2 * gate.rows, activation, gate.rows, count, target
+    )
+    planner.define(node.outputs[0], out)
+    _count_macs(planner, [gate, up], False)
+
+
+def _rope_append(planner: Planner, node: ir.Node) -> None:
+    qkv, cos, sin, k_pages = (_input(node, i) for i in range(4))
+    heads, kv_heads, head_dim = (int(attribute(node, n)) for n in ("heads", "kv_heads", "head_dim"))
+    norms = [v for v in node.inputs[8:10] if v is not None]
+    page_tokens, dtype = _page(planner, k_pages)
+    spec = kv_spec(planner.facts, page_tokens, dtype)
+    planner.phase()
+    q = planner.buffer("q", F32_BYTES * heads * head_dim)
+    kernel = RopeAppend(
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        interleaved=bool(attribute(node, "interleaved")),
+        page_tokens=page_tokens,
+        page_bytes=spec.page_bytes,
+        dtype=dtype,
+        q_norm=bool(norms),
+        epsilon=float(attribute(node, "epsilon")) if norms else 0.0,
+    )
+    cache = _cache(planner, k_pages)
+    operands = [planner.use(qkv), planner.use(cos), planner.use(sin), planner.operand(q), cache]
+    operands += [planner.plain(v) for v in norms]
+    planner.call(kernel, "rope_append", "rope_append", operands, node)
+    planner.define(node.outputs[0], q)
+
+
+def _paged_attention(planner: Planner, node: ir.Node) -> None:
+    q, k_pages = _input(node, 0), _input(node, 1)
+    heads, kv_heads = (int(attribute(node, n)) for n in ("heads", "kv_heads"))
+    source = _input(_producer(k_pages), 3)
+    page_tokens, dtype = _page(planner, source)
+    spec = kv_spec(planner.facts, page_tokens, dtype)
+    window = int(attribute(node, "window"))
+    planner.phase()
+    out = planner.buffer("attention", F32_BYTES * heads * spec.head_dim)
+    kernel = Attention(
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=spec.head_dim,
+        page_tokens=page_tokens,
+        page_bytes=spec.page_bytes,
+        dtype=dtype,
+        scale=float(attribute(node, "scale")),
+        window=window,
+        group=_head_group(heads // kv_heads, kv_heads),
+    )
+    symbol = f"attention_window{window}" if window else "attention"
+    planner.call(kernel, "attention", symbol, [planner.use(q), _cache(planner, source), planner.operand(out)], node)
+    planner.define(node.outputs[0], out)
+
+
+def _head_group(per_kv: int, kv_heads: int) -> int:
+    """Query heads that one work item takes together.
+
+    Together they share every load of K and V; apart they spread over threads. Up to four fit the
+    registers, and a model with a single KV head keeps at least two items a token.
+    """
+    largest = 4 if kv_heads > 1 else max(1, min(4, per_kv // 2))
+    return max(g for g in range(1, largest + 1) if per_kv % g == 0)
+
+
+def _page(planner: Planner, pages: ir.Value) -> tuple[int, str]:
+    if pages.shape is None or not isinstance(pages.shape[-1], int):
+        raise InternalError(f"{pages.name}: pages have no known size")
+    kinds = {ir.DataType.FLOAT16: "f16", ir.DataType.FLOAT: "f32"}
+    planner.page_tokens, planner.kv_dtype = int(pages.shape[-1]), kinds[ir.DataType(pages.dtype)]
+    return planner.page_tokens, planner.kv_dtype
+
+
+def _cache(planner: Planner, k_pages: ir.Value) -> Operand:
+    name = str(k_pages.name)
+    layer = int(name.removeprefix("k_pages."))
+    spec = kv_spec(planner.facts, planner.page_tokens, planner.kv_dtype)
+    size = 2 if spec.dtype == "f16" else 4
+    return Operand("kv", layer * spec.kv_heads * 2 * spec.head_dim * spec.page_tokens * size, f"layer {layer}")
+
+
+def _producer(value: ir.Value) -> ir.Node:
+    node = value.producer()
+    if node is None:
+        raise InternalError(f"{value.name} has no producer")
+    return node
+
+
+def reduce_logits(planner: Planner, logits: ir.Value) -> None:
+    """Phases after the head: the largest logit, the partition sum and the top candidates of each row."""
+    stride = logits_stride(planner.facts.vocab_size)
+    node = _producer(logits)
+    planner.phase()
+    chunk_max = planner.buffer("chunk_max", F32_BYTES * (stride // CHUNK), rows=planner.max_rows)
+    planner.use(logits)
+    planner.call(VocabMax(stride), "vocab_max", "vocab_max", [planner.operand(chunk_max)], node)
+    planner.phase()
+    partial = planner.buffer("partial_sums", F32_BYTES * slices(stride), rows=planner.max_rows)
+    operands = [planner.operand(chunk_max), planner.operand(partial)]
+    planner.call(VocabSum(stride), "vocab_sum", "vocab_sum", operands, node)
+    planner.phase()
+    operands = [planner.operand(chunk_max), planner.operand(partial)]
+    planner.call(VocabTop(stride), "vocab_top", "vocab_top", operands, node)
+
+
+def _packed(planner: Planner, group: Sequence[Matrix]) -> Operand:
+    rows, columns, name = sum(m.rows for m in group), group[0].columns, group[0].format
+    packed = PackedWeight(
+        name="+".join(m.name for m in group),
+        sources=tuple(m.name for m in group),
+        format=name,
+        rows=rows,
+        columns=columns,
+        layout="tiles",
+        offset=0,
+        bytes=packed_bytes(name, rows, columns),
+    )
+    return planner.weight(packed, lambda: pack_rows(list(group)))
+
+
+def _count_macs(planner: Planner, weights: Sequence[Matrix], is_head: bool) -> None:
+    macs = sum(m.rows * m.columns for m in weights)
+    if is_head:
+        planner.head_macs += macs
+    else:
+        planner.macs_per_token += macs
+
+
+def _propagate(planner: Planner, source: ir.Value, result: ir.Value) -> None:
+    """What comes from selected rows has as many rows."""
+    if source in planner.row_values:
+        planner.row_values.add(result)
+
+
+def _input(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        raise InternalError(f"{node.op_type} {node.name} lacks input {index}")
+    return value
+
+
+_OWN: dict[str, Handler] = {
+    "Embedding": _embedding,
+    "RopeAngles": _rope_angles,
+    "NormQuantize": _norm_quantize,
+    "Quantize": _quantize,
+    "NormAdd": _norm_add,
+    "Linear": _linear,
+    "LinearResidual": _linear_residual,
+    "LinearGated": _linear_gated,
+    "LinearF32": _linear_f32,
+    "LinearF32Residual": _linear_f32_residual,
+    "LinearF32Gated": _linear_f32_gated,
+    "RopeAppend": _rope_append,
+    "PagedAttention": _paged_attention,
+}
+_STANDARD: dict[str, Handler] = {
+    "Concat": _nothing,
+    "Cast": _nothing,
+    "Gather": _gather_rows,
+    "RMSNormalization": _norm,
+}
+HANDLERS: dict[tuple[str, str], Handler] = {
+    **{("ai.ryzc", name): handler for name, handler in _OWN.items()},
+    **{("ai.ryzc", f"Dequantize_{name}"): _nothing for name in formats.names()},
+    **{("", name): handler for name, handler in _STANDARD.items()},
+}

@@ -1,0 +1,345 @@
+"""A bundle loaded and ready to step: the native code, its memory and its threads.
+
+This is the only module that talks to native code. Everything that it hands over is checked here
+first, so that no input can make the code read or write outside its buffers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ryzc import targets
+from ryzc.bundle import Bundle, abi
+from ryzc.bundle.plan import Plan
+from ryzc.errors import ContextError, UsageError
+
+I32: TypeAlias = npt.NDArray[np.int32]
+F32: TypeAlias = npt.NDArray[np.float32]
+SPIN_PAUSES = 20_000
+"""Pauses an idle worker makes before it sleeps: a few times what the caller needs between steps."""
+HUGE_PAGE = 1 << 21
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step says about the rows that were asked for; valid until the next step.
+
+    Attributes:
+        ids: ``int32 [R, C]``, the C best token ids of each row, best first.
+        logits: ``float32 [R, C]``, their logits.
+        row_max: ``float32 [R]``, the largest logit.
+        row_sum: ``float32 [R]``, sum of ``exp(logit - row_max)`` over the vocabulary.
+        all_logits: ``float32 [R, V]``, a view.
+    """
+
+    ids: I32
+    logits: F32
+    row_max: F32
+    row_sum: F32
+    all_logits: F32
+
+    def full(self, row: int) -> F32:
+        """The logits of a row over the whole vocabulary, ``float32 [V]``, a view."""
+        view: F32 = self.all_logits[row]
+        return view
+
+
+class CompiledModel:
+    """A bundle's step, callable.
+
+    Args:
+        bundle: an opened bundle or its path.
+        context: tokens that a sequence may hold.
+        sequences: sequences that may be in flight.
+        threads: worker threads, the caller included; by default the usable physical cores.
+        pages: pages of the KV pool; by default enough for all sequences at full context.
+        weights: ``map`` reads the file in place (instant start), ``copy`` copies it into huge pages.
+
+    Raises:
+        BundleError, TargetError, UsageError.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle | str | Path,
+        *,
+        context: int,
+        sequences: int = 1,
+        threads: int | None = None,
+        pages: int | None = None,
+        weights: str = "copy",
+    ) -> None:
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
+        self.plan: Plan = self.bundle.plan
+        plan = self.plan
+        if context < 1 or sequences < 1:
+            raise UsageError(f"a context of {context} tokens for {sequences} sequences makes no sense")
+        cpu = targets.detect()
+        self.target = self.bundle.choose(cpu)
+        self.threads = cpu.threads if threads is None else threads
+        if not 1 <= self.threads <= 1024:
+            raise UsageError(f"{self.threads} threads: between 1 and 1024 are possible")
+        if weights not in ("map", "copy"):
+            raise UsageError(f"weights={weights!r}: 'map' and 'copy' are possible")
+        self.vocab_size = plan.vocab_size
+        self.max_tokens, self.max_rows, self.max_candidates = plan.max_tokens, plan.max_rows, plan.max_candidates
+        self.page_tokens = plan.kv.page_tokens
+        per_sequence = -(-context // self.page_tokens)
+        self.context = context
+        self.pages = per_sequence * sequences if pages is None else pages
+        self.page_table: I32 = np.zeros((sequences, per_sequence), np.int32)
+        self._library = ctypes.CDLL(str(self.bundle.kernel_path(self.target.name)))
+        self._weights = _read_weights(self.bundle, copy=weights == "copy")
+        self._arena = _anonymous(plan.arena_bytes)
+        self._kv = _anonymous(self.pages * plan.kv.page_bytes)
+        self._tokens, self._positions, self._sequences = (np.zeros(plan.max_tokens, np.int32) for _ in range(3))
+        self._rows = np.zeros(plan.max_rows, np.int32)
+        self._ids = np.zeros((plan.max_rows, plan.max_candidates), np.int32)
+        self._best = np.zeros((plan.max_rows, plan.max_candidates), np.float32)
+        self._row_max, self._row_sum = (np.zeros(plan.max_rows, np.float32) for _ in range(2))
+        self._logits = self._find_logits()
+        self._context = _anonymous(mmap.PAGESIZE)
+        self._set_up_context()
+        self._step = self._entry("step", ctypes.c_void_p)
+        self._address = self._context.ctypes.data
+        self._workers = [
+            threading.Thread(
+                target=self._entry("worker", ctypes.c_void_p, ctypes.c_int64),
+                args=(self._address, i),
+                name=f"ryzc-worker-{i}",
+                daemon=True,
+            )
+            for i in range(1, self.threads)
+        ]
+        self._lock = threading.Lock()
+        self._closed = False
+        for worker in self._workers:
+            worker.start()
+
+    def _entry(self, name: str, *arguments: type) -> ctypes._CFuncPtr:
+        function = self._library[name]
+        function.argtypes, function.restype = list(arguments), None
+        return function
+
+    def _find_logits(self) -> F32:
+        buffer = next(b for b in self.plan.buffers if b.name == "logits")
+        region = self._arena[buffer.offset : buffer.offset + 4 * self.plan.max_rows * self.plan.logits_stride]
+        logits: F32 = region.view(np.float32).reshape(self.plan.max_rows, self.plan.logits_stride)
+        logits[:, self.vocab_size :] = -np.inf  # kernels never write the tail, and must never choose it
+        return logits
+
+    def _set(self, name: str, value: int) -> None:
+        offset = abi.BY_NAME[name].offset
+        self._context[offset : offset + 8].view(np.int64)[0] = value
+
+    def _set_up_context(self) -> None:
+        pointers = {
+            "weights": self._weights,
+            "arena": self._arena,
+            "kv": self._kv,
+            "page_table": self.page_table,
+            "tokens": self._tokens,
+            "positions": self._positions,
+            "sequences": self._sequences,
+            "rows": self._rows,
+            "logits": self._logits,
+            "candidate_ids": self._ids,
+            "candidate_logits": self._best,
+            "row_max": self._row_max,
+            "row_sum": self._row_sum,
+        }
+        for name, array in pointers.items():
+            self._set(name, array.ctypes.data)
+        self._set("threads", self.threads)
+        self._set("spin", SPIN_PAUSES)
+        self._set("page_table_stride", self.page_table.shape[1])
+
+    def step(
+        self,
+        tokens: Sequence[int] | I32,
+        positions: Sequence[int] | I32,
+        sequences: Sequence[int] | I32,
+        rows: Sequence[int] | I32,
+        candidates: int = 1,
+    ) -> StepResult:
+        """Run one batch.
+
+        Args:
+            tokens: ``T <= max_tokens`` ids.
+            positions: the place of each token in its sequence.
+            sequences: the row of ``page_table`` of each token.
+            rows: indices into the batch of the ``R <= max_rows`` tokens whose logits are wanted.
+            candidates: how many best tokens to find in each row.
+
+        Returns:
+            Views into buffers that the next step overwrites.
+
+        Raises:
+            ContextError: where a token does not fit into the context or its page is not in the pool.
+            UsageError: where an argument is out of range.
+        """
+        batch = self._checked(tokens, positions, sequences, rows, candidates)
+        with self._lock:
+            if self._closed:
+                raise UsageError("the model is closed")
+            count = len(batch[0])
+            for target, values in zip((self._tokens, self._positions, self._sequences), batch[:3], strict=True):
+                target[:count] = values
+            wanted = batch[3]
+            self._rows[: len(wanted)] = wanted
+            self._set("token_count", count)
+            self._set("row_count", len(wanted))
+            self._set("candidate_count", candidates)
+            self._step(self._address)
+        r = len(wanted)
+        return StepResult(
+            self._ids[:r, :candidates],
+            self._best[:r, :candidates],
+            self._row_max[:r],
+            self._row_sum[:r],
+            self._logits[:r, : self.vocab_size],
+        )
+
+    def _checked(
+        self,
+        tokens: Sequence[int] | I32,
+        positions: Sequence[int] | I32,
+        sequences: Sequence[int] | I32,
+        rows: Sequence[int] | I32,
+        candidates: int,
+    ) -> tuple[npt.NDArray[np.int64], ...]:
+        t, p, s, r = (np.asarray(a, dtype=np.int64) for a in (tokens, positions, sequences, rows))
+        if any(a.ndim != 1 for a in (t, p, s, r)) or not len(t) == len(p) == len(s):
+            raise UsageError("a batch needs as many positions and sequences as tokens, all in one dimension")
+        if not 1 <= len(t) <= self.max_tokens or len(r) > self.max_rows:
+            raise UsageError(
+                f"a batch of {len(t)} tokens and {len(r)} rows: this bundle steps 1 to {self.max_tokens} tokens"
+                f" and up to {self.max_rows} rows"
+            )
+        if not 1 <= candidates <= self.max_candidates:
+            raise UsageError(f"{candidates} candidates: 1 to {self.max_candidates} are possible")
+        if t.min() < 0 or t.max() >= self.vocab_size:
+            raise UsageError(f"token ids must be in 0 .. {self.vocab_size - 1}")
+        if s.min() < 0 or s.max() >= len(self.page_table):
+            raise UsageError(f"sequences must be in 0 .. {len(self.page_table) - 1}")
+        if p.min() < 0 or p.max() >= self.context:
+            raise ContextError(
+                f"position {int(p.max())} lies outside the context of {self.context} tokens",
+                hint="set a larger context (-c)",
+            )
+        if len(r) and (r.min() < 0 or r.max() >= len(t)):
+            raise UsageError(f"rows must be in 0 .. {len(t) - 1}")
+        # Attention reads every page of a sequence up to its last position.
+        for sequence in np.unique(s):
+            used = self.page_table[sequence, : int(p[s == sequence].max()) // self.page_tokens + 1]
+            if used.min() < 0 or used.max() >= self.pages:
+                raise ContextError(f"sequence {sequence} names a page outside the pool of {self.pages}")
+        return t, p, s, r
+
+    def probe_read(self, nbytes: int = 1 << 28, threads: int | None = None) -> float:
+        """Seconds to read ``nbytes`` of memory (beyond every cache) on ``threads`` threads, once each part."""
+        count = threads or self.threads
+        part = nbytes // count // 4096 * 4096
+        region = _anonymous(part * count)
+        region[::512] = 1  # touch every page: unwritten ones would all be the same page of zeros
+        sinks = [_anonymous(4096) for _ in range(count)]
+        base, call = region.ctypes.data, self._library["probe_read"]
+        call.argtypes, call.restype = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p], None
+        best = _parallel([(call, (base + i * part, part, sinks[i].ctypes.data)) for i in range(count)])
+        return best * nbytes / (part * count)
+
+    def probe_int8(self, iterations: int = 2_000_000, threads: int | None = None) -> tuple[float, int]:
+        """Seconds and multiply-accumulates of the int8 dot product at full rate on ``threads`` threads."""
+        count = threads or self.threads
+        sinks = [_anonymous(4096) for _ in range(count)]
+        call = self._library["probe_int8"]
+        call.argtypes, call.restype = [ctypes.c_int64, ctypes.c_void_p], None
+        seconds = _parallel([(call, (iterations, sink.ctypes.data)) for sink in sinks])
+        return seconds, count * iterations * PROBE_MACS[self.target.isa]
+
+    def close(self) -> None:
+        """Stop the workers; the model cannot step afterwards."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._entry("stop", ctypes.c_void_p)(self._address)
+        for worker in self._workers:
+            worker.join()
+
+    def __enter__(self) -> CompiledModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+PROBE_MACS = {"avx512_vnni": 16 * 16 * 4, "avx2": 6 * 8 * 4}
+"""Multiply-accumulates of one iteration of ``probe_int8``, by instruction set."""
+
+
+def _anonymous(nbytes: int) -> npt.NDArray[np.uint8]:
+    """Zeroed memory of its own, in huge pages where the system gives them; pages appear when touched."""
+    size = max(nbytes, 1)
+    huge = size >= HUGE_PAGE
+    region = mmap.mmap(-1, size + (HUGE_PAGE if huge else 0), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if huge and hasattr(mmap, "MADV_HUGEPAGE"):
+        region.madvise(mmap.MADV_HUGEPAGE)
+    raw = np.frombuffer(region, np.uint8)
+    start = -raw.ctypes.data % HUGE_PAGE if huge else 0
+    return raw[start : start + size]
+
+
+def _read_weights(bundle: Bundle, *, copy: bool) -> npt.NDArray[np.uint8]:
+    """The data section of the weights file, mapped or copied."""
+    start = bundle.weights_data_offset
+    with open(bundle.weights_path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size - start
+        if not copy:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return np.frombuffer(mapped, np.uint8)[start:]
+        region = _anonymous(size)
+        file.seek(start)
+        view, done = memoryview(region), 0
+        while done < size:
+            got = file.readinto(view[done:])
+            if not got:
+                break
+            done += got
+    if done != size:
+        from ryzc.errors import BundleError
+
+        raise BundleError(f"{bundle.weights_path}: ends after {done} of {size} bytes", hint="build the bundle again")
+    return region
+
+
+def _parallel(calls: list[tuple[ctypes._CFuncPtr, tuple[int, ...]]]) -> float:
+    """Wall seconds of calls that start together, each on a thread."""
+    barrier = threading.Barrier(len(calls))
+    spans: list[tuple[float, float]] = [(0.0, 0.0)] * len(calls)
+
+    def run(i: int) -> None:
+        call, arguments = calls[i]
+        barrier.wait()
+        start = time.perf_counter()
+        call(*arguments)
+        spans[i] = (start, time.perf_counter())
+
+    others = [threading.Thread(target=run, args=(i,)) for i in range(1, len(calls))]
+    for thread in others:
+        thread.start()
+    run(0)
+    for thread in others:
+        thread.join()
+    return max(end for _, end in spans) - min(start for start, _ in spans)
