@@ -1,0 +1,128 @@
+"""The build: from a source to a bundle, one function that reads top to bottom."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import onnx_ir as ir
+
+from ryzc import __version__, bundle, models, sources
+from ryzc import targets as target_table
+from ryzc.errors import UsageError
+from ryzc.lower import Lowered, lower, shared_object
+from ryzc.passes import pipeline
+from ryzc.sources import tokenizers
+from ryzc.sources.checkpoint import Checkpoint
+
+Observer = Callable[[str, ir.Model], None]
+
+
+class Progress(Protocol):
+    """Told what the build is doing."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """``done`` of ``total`` units of a stage are finished."""
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    del stage, done, total
+
+
+def build(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    targets: Sequence[str] = ("native",),
+    activations: str = "int8",
+    progress: Progress | None = None,
+    observer: Observer | None = None,
+) -> Path:
+    """Compile a model into a bundle.
+
+    Args:
+        source: a GGUF file, a named sample or ``hf:ORG/REPO[:FILE]``.
+        output: the bundle's directory; by default ``NAME.ryzc`` in the current directory.
+        targets: names of targets, see ``ryzc targets``; ``native`` is this CPU.
+        activations: ``int8`` (blocks of 32) or ``f32``, which is exact and slow.
+        progress: called as stages advance.
+        observer: called with the graph after every pass.
+
+    Returns:
+        The bundle's directory.
+
+    Raises:
+        RyzcError: see :mod:`ryzc.errors`; nothing is left behind where the build fails.
+    """
+    tell = progress or _silent
+    chosen = [target_table.get(name) for name in dict.fromkeys(targets)]
+    if not chosen:
+        raise UsageError("a build needs at least one target", hint="use --target native")
+
+    tell("read", 0, 1)
+    checkpoint = sources.open(source)
+    destination = Path(output) if output is not None else Path(f"{checkpoint.path.stem}.ryzc")
+    tokenizer_json = tokenizers.build(checkpoint.vocabulary)
+    tell("read", 1, 1)
+
+    tell("plan", 0, 1)
+    lowered = plan(checkpoint, activations=activations, observer=observer)
+    tell("plan", 1, 1)
+
+    kernels = {}
+    for i, target in enumerate(chosen):
+        tell("compile", i, len(chosen))
+        kernels[target.name] = shared_object(lowered.plan, target)
+    tell("compile", len(chosen), len(chosen))
+
+    total = len(lowered.weights)
+    packed = 0
+
+    def weights_done() -> None:
+        nonlocal packed
+        packed += 1
+        tell("pack", packed, total)
+
+    bundle.write(
+        destination,
+        plan=lowered.plan,
+        weights=[(weight, _counted(produce, weights_done)) for weight, produce in lowered.weights],
+        kernels=kernels,
+        required={target.name: sorted(target.features) for target in chosen},
+        tokenizer_json=tokenizer_json,
+        tokenizer_config=tokenizers.settings(checkpoint.vocabulary),
+        chat_template=checkpoint.chat_template,
+        generation_config={},
+        provenance=_provenance(checkpoint, activations),
+    )
+    return destination
+
+
+def plan(checkpoint: Checkpoint, *, activations: str = "int8", observer: Observer | None = None) -> Lowered:
+    """The middle of a build: graph, passes and plan of a checkpoint, without code or packed weights."""
+    if activations not in ("int8", "f32"):
+        raise UsageError(f"activations {activations!r} are not known", hint="choose int8 or f32")
+    semantic = models.build(checkpoint)
+    if observer is not None:
+        observer("model", semantic.model)
+    kv_dtype = "f16" if activations == "int8" else "f32"
+    reports = pipeline.run(semantic.model, activations=activations, kv_dtype=kv_dtype, observer=observer)
+    notes = {report.name: json.dumps(dict(report.figures), sort_keys=True) for report in reports}
+    return lower(
+        semantic.model, semantic.config, architecture=checkpoint.architecture, activations=activations, notes=notes
+    )
+
+
+def _counted(produce: Callable[[], object], done: Callable[[], None]) -> Callable[[], object]:
+    def run() -> object:
+        result = produce()
+        done()
+        return result
+
+    return run
+
+
+def _provenance(checkpoint: Checkpoint, activations: str) -> dict[str, str | int | float | bool]:
+    return {**checkpoint.provenance, "ryzc": __version__, "activations": activations}
