@@ -1,1 +1,67 @@
+"""Architectures, one file each. ``get("llama")`` finds one by its file's name.
 
+An architecture's file defines ``Config``, a dataclass with ``from_checkpoint``, and
+``graph(config, checkpoint)``, which writes the semantic graph (see :mod:`ryzc.graph`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import cast
+
+import onnx_ir as ir
+
+from ryzc.errors import UnsupportedError
+from ryzc.models.architecture import Architecture, Config
+from ryzc.sources.checkpoint import Checkpoint
+
+__all__ = ["Architecture", "Config", "SemanticModel", "get", "load", "names"]
+
+_NOT_ARCHITECTURES = {"architecture", "blocks"}
+
+
+@dataclass(frozen=True)
+class SemanticModel:
+    """A source's model as a graph.
+
+    Attributes:
+        config: the architecture's numbers; see :class:`ryzc.models.architecture.Config`.
+        ir_model: the semantic graph. Passes change it in place.
+    """
+
+    config: Config
+    ir_model: ir.Model
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """The names of all architectures, sorted."""
+    return tuple(sorted(m.name for m in iter_modules(__path__) if m.name not in _NOT_ARCHITECTURES))
+
+
+def get(architecture: str) -> Architecture:
+    """The architecture of that name.
+
+    Raises:
+        UnsupportedError: where there is none.
+    """
+    if architecture not in names():
+        raise UnsupportedError(
+            f"architecture {architecture!r} is not known", hint=f"ryzc compiles {', '.join(names())}"
+        )
+    return cast(Architecture, import_module(f"{__name__}.{architecture}"))
+
+
+def load(checkpoint: Checkpoint) -> SemanticModel:
+    """Read the configuration of a checkpoint and write its semantic graph.
+
+    Raises:
+        UnsupportedError: it holds something that its architecture's file does not know.
+        SourceError: it lacks something, or shapes contradict each other.
+    """
+    architecture = get(checkpoint.architecture)
+    config = architecture.Config.from_checkpoint(checkpoint)
+    return SemanticModel(config, architecture.graph(config, checkpoint))

@@ -1,0 +1,184 @@
+"""Making and recognising nodes of an ``onnx_ir`` graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from ryzc.errors import InternalError
+from ryzc.graph import ops
+
+Dim: TypeAlias = int | str
+AttributeValue: TypeAlias = int | float | str | Sequence[int]
+
+FLOAT = ir.DataType.FLOAT
+DEQUANTIZE = "Dequantize_"
+_DTYPES = {
+    "f32": ir.DataType.FLOAT,
+    "f16": ir.DataType.FLOAT16,
+    "bf16": ir.DataType.BFLOAT16,
+}
+
+
+def new_model(name: str, metadata: Mapping[str, str]) -> ir.Model:
+    """An empty model at the opset, IR version and domain that ryzc uses."""
+    imports = {"": ops.OPSET, ops.DOMAIN: ops.VERSION}
+    graph = ir.Graph([], [], nodes=[], opset_imports=imports, name=name)
+    return ir.Model(graph, ir_version=ops.IR_VERSION, producer_name="ryzc", metadata_props=dict(metadata))
+
+
+def add_input(graph: ir.Graph, name: str, dtype: ir.DataType, shape: Sequence[Dim]) -> ir.Value:
+    """A new graph input, or the one there is of that name."""
+    for value in graph.inputs:
+        if value.name == name:
+            return value
+    value = ir.val(name, dtype, list(shape))
+    graph.inputs.append(value)
+    return value
+
+
+def add_constant(graph: ir.Graph, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
+    """An initializer holding ``array`` (not copied), or the one there is of that name."""
+    if name in graph.initializers:
+        return graph.initializers[name]
+    tensor = ir.Tensor(array, name=name)
+    value = ir.val(name, tensor.dtype, list(array.shape), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def add_weight(
+    graph: ir.Graph, name: str, format_: str, shape: Sequence[int], stored: npt.NDArray[np.uint8]
+) -> ir.Value:
+    """A stored tensor as float32: an initializer with the file's bytes and what decodes them.
+
+    The decoded value is called ``NAME.f32``, or ``NAME`` itself where the file holds float32.
+
+    Args:
+        name: the source's name of the tensor; it becomes the initializer's.
+        format_: name of a weight format.
+        shape: logical shape, rows first.
+        stored: ``uint8 [..., row_bytes]``; used without a copy.
+    """
+    if format_ in _DTYPES:
+        # A byte view cannot always be reinterpreted whole (a row of a 1-d tensor is all of it), so
+        # flatten first: the file's tensors are contiguous, which makes this a view too.
+        array = stored.reshape(-1).view(_DTYPES[format_].numpy()).reshape(tuple(shape))
+        value = add_constant(graph, name, array)
+        if format_ == "f32":
+            return value
+        operator, attributes = "Cast", {"to": int(FLOAT)}
+    else:
+        value = add_constant(graph, name, stored)
+        operator, attributes = DEQUANTIZE + format_, {}
+    for use in value.consumers():
+        if use.op_type == operator:
+            return use.outputs[0]
+    return add(graph, operator, [value], name=f"{name}.f32", shape=shape, **attributes)
+
+
+def make(
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    outputs: Sequence[tuple[str, ir.DataType, Sequence[Dim]]],
+    attributes: Mapping[str, AttributeValue] | None = None,
+) -> ir.Node:
+    """A node that is in no graph yet; outputs are ``(name, dtype, shape)``. The node takes the first's name."""
+    return ir.node(
+        op_type,
+        inputs,
+        dict(attributes or {}),
+        domain=ops.DOMAIN if op_type in ops.names() else "",
+        outputs=[ir.val(name, dtype, list(shape)) for name, dtype, shape in outputs],
+        name=outputs[0][0],
+    )
+
+
+def add(
+    graph: ir.Graph,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    *,
+    name: str,
+    shape: Sequence[Dim],
+    dtype: ir.DataType = FLOAT,
+    **attributes: AttributeValue,
+) -> ir.Value:
+    """Append a node with one output and return that."""
+    node = make(op_type, inputs, [(name, dtype, shape)], attributes)
+    graph.append(node)
+    return node.outputs[0]
+
+
+def replace(graph: ir.Graph, old: ir.Value, new: ir.Node, *, output: int = 0) -> None:
+    """Put ``new`` where the producer of ``old`` stands and let all users of ``old`` read it.
+
+    The old node stays until dead code is cut. A graph output keeps its place.
+    """
+    producer = old.producer()
+    if producer is None:
+        raise InternalError(f"{old.name} is no node's output and cannot be replaced")
+    graph.insert_before(producer, new)
+    old.replace_all_uses_with(new.outputs[output], replace_graph_outputs=True)
+
+
+def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
+    """The node that computes ``value``, if it is of one of the types (of any, if none is named)."""
+    node = None if value is None else value.producer()
+    return node if node is not None and (not op_types or node.op_type in op_types) else None
+
+
+def nodes(graph: ir.Graph, *op_types: str) -> list[ir.Node]:
+    """The nodes of these types in order; a list, so that the graph may be changed meanwhile."""
+    return [node for node in graph if node.op_type in op_types]
+
+
+def operand(node: ir.Node, index: int) -> ir.Value:
+    """Input ``index`` of a node, which must be there."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        raise InternalError(f"{node.op_type} node {node.name} lacks input {index}")
+    return value
+
+
+def only_use(value: ir.Value) -> bool:
+    """Whether one node reads ``value``, once, and no graph output is it."""
+    return len(value.uses()) == 1 and not value.is_graph_output()
+
+
+def dims(value: ir.Value) -> tuple[Dim, ...]:
+    """The value's shape, names standing for symbolic dimensions."""
+    if value.shape is None:
+        raise InternalError(f"value {value.name} has no shape")
+    return tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
+
+
+def name_of(value: ir.Value) -> str:
+    """The value's name."""
+    if value.name is None:
+        raise InternalError("a value of the graph has no name")
+    return value.name
+
+
+def integer(node: ir.Node, attribute: str) -> int:
+    """An integer attribute."""
+    return int(node.attributes[attribute].as_int())
+
+
+def real(node: ir.Node, attribute: str) -> float:
+    """A float attribute."""
+    return float(node.attributes[attribute].as_float())
+
+
+def is_affine(weight: ir.Value) -> bool:
+    """Whether a weight comes from small integer codes: decoded from them, or joined of only such."""
+    node = producer(weight)
+    if node is None:
+        return False
+    if node.op_type == "Concat":
+        return all(is_affine(operand(node, i)) for i in range(len(node.inputs)))
+    return node.op_type.startswith(DEQUANTIZE)

@@ -1,0 +1,67 @@
+"""Linear layers ``y = x @ W.T`` with what is fused into them, weights ``W f32[N, K]``.
+
+The F32 forms take float activations ``x f32[T, K]``. The others take ``codes int8[T, K]`` with
+``scales f32[T, K/32]`` (see :mod:`ryzc.graph.ops.quantize`), whose meaning is ``codes * scales``.
+"""
+
+FUNCTIONS = (
+    """
+    LinearF32 (x, weight) => (y)
+    {
+        columns = Transpose<perm = [1, 0]> (weight)
+        y = MatMul (x, columns)
+    }
+    """,
+    # residual f32[T, N]
+    """
+    LinearF32Residual (x, weight, residual) => (y)
+    {
+        product = ai.ryzc.LinearF32 (x, weight)
+        y = Add (residual, product)
+    }
+    """,
+    """
+    LinearF32Gated <activation> (x, gate_weight, up_weight) => (y)
+    {
+        gate = ai.ryzc.LinearF32 (x, gate_weight)
+        up = ai.ryzc.LinearF32 (x, up_weight)
+        y = ai.ryzc.Gate<activation = @activation> (gate, up)
+    }
+    """,
+    # SwiGLU ("silu") and GeGLU ("gelu_tanh"): arXiv:2002.05202
+    """
+    Gate <activation> (gate, up) => (y)
+    {
+        wanted = Constant<value_string = @activation> ()
+        silu_name = Constant<value_string = "silu"> ()
+        is_silu = Equal (wanted, silu_name)
+        sigmoid = Sigmoid (gate)
+        silu = Mul (gate, sigmoid)
+        gelu = Gelu<approximate = "tanh"> (gate)
+        active = Where (is_silu, silu, gelu)
+        y = Mul (active, up)
+    }
+    """,
+    """
+    Linear (codes, scales, weight) => (y)
+    {
+        x = DequantizeLinear<axis = 1, block_size = 32> (codes, scales)
+        y = ai.ryzc.LinearF32 (x, weight)
+    }
+    """,
+    """
+    LinearResidual (codes, scales, weight, residual) => (y)
+    {
+        product = ai.ryzc.Linear (codes, scales, weight)
+        y = Add (residual, product)
+    }
+    """,
+    """
+    LinearGated <activation> (codes, scales, gate_weight, up_weight) => (y)
+    {
+        gate = ai.ryzc.Linear (codes, scales, gate_weight)
+        up = ai.ryzc.Linear (codes, scales, up_weight)
+        y = ai.ryzc.Gate<activation = @activation> (gate, up)
+    }
+    """,
+)
