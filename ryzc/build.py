@@ -104,14 +104,14 @@ def plan(checkpoint: Checkpoint, *, activations: str = "int8", observer: Observe
     """The middle of a build: graph, passes and plan of a checkpoint, without code or packed weights."""
     if activations not in ("int8", "f32"):
         raise UsageError(f"activations {activations!r} are not known", hint="choose int8 or f32")
-    semantic = models.build(checkpoint)
+    semantic = models.load(checkpoint)
     if observer is not None:
-        observer("model", semantic.model)
+        observer("model", semantic.ir_model)
     kv_dtype = "f16" if activations == "int8" else "f32"
-    reports = pipeline.run(semantic.model, activations=activations, kv_dtype=kv_dtype, observer=observer)
+    reports = pipeline.run(semantic.ir_model, activations=activations, kv_dtype=kv_dtype, observer=observer)
     notes = {report.name: json.dumps(dict(report.figures), sort_keys=True) for report in reports}
     return lower(
-        semantic.model, semantic.config, architecture=checkpoint.architecture, activations=activations, notes=notes
+        semantic.ir_model, semantic.config, architecture=checkpoint.architecture, activations=activations, notes=notes
     )
 
 
