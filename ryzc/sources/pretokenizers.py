@@ -35,12 +35,10 @@ _GPT4O = (
 _BAILING = rf"{_SUFFIX}|{_WORD}|\p{{N}}|{_SYMBOLS}|\s*[\r\n]|\s+(?!\S)|\s+"
 _SEED = rf"{_SUFFIX}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}"
 _BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
-_CJK = "[一-龥ࠀ-一가-\ud7ff]+"
-# llama.cpp's table of ASCII symbols lacks the tilde, so there it is no \p{S}.
-_NO_TILDE = r"[\p{P}\p{S}&&[^~]]"
+_CJK = r"(?:(?!\s)[一-龥ࠀ-一가-\ud7ff])+"
 _DEEPSEEK3 = (
-    r"[!-/:-@\[-`{-~][A-Za-z]+"
-    rf"|(?:(?!{_NO_TILDE})[^\r\n\p{{L}}])?[\p{{L}}\p{{M}}]+| ?{_NO_TILDE}+[\r\n]*|{_SPACES}"
+    r"[!-/:-@\[-`{-~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
 )
 
 

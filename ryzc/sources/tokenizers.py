@@ -18,6 +18,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from tokenizers.pre_tokenizers import ByteLevel
+
 from ryzc.errors import SourceError, UnsupportedError
 from ryzc.sources import pretokenizers
 from ryzc.sources.checkpoint import Vocabulary
@@ -241,7 +243,7 @@ def _extra_ids(vocabulary: Vocabulary, tokens: Sequence[str]) -> dict[str, int]:
     if _is_spm(vocabulary):
         needed = {char for token in known if " " not in token for char in token}
     else:
-        needed = set(_byte_alphabet())
+        needed = set(ByteLevel.alphabet())
     return {char: len(tokens) + i for i, char in enumerate(sorted(needed - known))}
 
 
@@ -277,13 +279,6 @@ def _bpe_pipeline(pre: pretokenizers.PreTokenizer) -> Json:
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, byte_level]},
         "decoder": byte_level,
     }
-
-
-def _byte_alphabet() -> list[str]:
-    """GPT-2's character for each byte: printable Latin-1 is itself, the rest follow from U+0100."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 def _spm_merges(ids: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
