@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -71,14 +71,17 @@ def add_weight(
         value = add_constant(graph, name, array)
         if format_ == "f32":
             return value
-        operator, attributes = "Cast", {"to": int(FLOAT)}
+        operator = "Cast"
     else:
         value = add_constant(graph, name, stored)
-        operator, attributes = DEQUANTIZE + format_, {}
+        operator = DEQUANTIZE + format_
     for use in value.consumers():
         if use.op_type == operator:
             return use.outputs[0]
-    return add(graph, operator, [value], name=f"{name}.f32", shape=shape, **attributes)
+    attributes = {"to": int(FLOAT)} if operator == "Cast" else {}
+    node = make(operator, [value], [(f"{name}.f32", FLOAT, shape)], attributes)
+    graph.append(node)
+    return node.outputs[0]
 
 
 def make(
@@ -115,15 +118,39 @@ def add(
 
 
 def replace(graph: ir.Graph, old: ir.Value, new: ir.Node, *, output: int = 0) -> None:
-    """Put ``new`` where the producer of ``old`` stands and let all users of ``old`` read it.
-
-    The old node stays until dead code is cut. A graph output keeps its place.
-    """
+    """Put ``new`` where the producer of ``old`` stands and let its output take over from ``old``."""
     producer = old.producer()
     if producer is None:
         raise InternalError(f"{old.name} is no node's output and cannot be replaced")
     graph.insert_before(producer, new)
-    old.replace_all_uses_with(new.outputs[output], replace_graph_outputs=True)
+    take_over(old, new.outputs[output])
+
+
+def take_over(old: ir.Value, new: ir.Value) -> None:
+    """Let all users of ``old`` read ``new``, which also takes its place among the graph's outputs.
+
+    What computed ``old`` is cut if nothing else needs it. ``new`` usually has the name of ``old``, so
+    that names mean the same throughout the pipeline.
+    """
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    node = old.producer()
+    if node is not None and not cut([node]) and old.name == new.name:
+        old.name = f"{old.name}.replaced"
+
+
+def cut(candidates: Iterable[ir.Node]) -> int:
+    """Remove those of the nodes that nothing reads, and what only they read; gives how many."""
+    removed = 0
+    waiting = list(candidates)
+    while waiting:
+        node = waiting.pop()
+        graph = node.graph
+        if graph is None or any(value.uses() or value.is_graph_output() for value in node.outputs):
+            continue
+        waiting += [before for value in node.inputs if value is not None and (before := value.producer())]
+        graph.remove(node, safe=True)
+        removed += 1
+    return removed
 
 
 def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
@@ -132,9 +159,11 @@ def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
     return node if node is not None and (not op_types or node.op_type in op_types) else None
 
 
-def nodes(graph: ir.Graph, *op_types: str) -> list[ir.Node]:
-    """The nodes of these types in order; a list, so that the graph may be changed meanwhile."""
-    return [node for node in graph if node.op_type in op_types]
+def nodes(graph: ir.Graph, *op_types: str) -> Iterator[ir.Node]:
+    """The nodes of these types in order. The graph may be changed meanwhile: what is removed is not visited."""
+    for node in list(graph):
+        if node.op_type in op_types and node.graph is graph:
+            yield node
 
 
 def operand(node: ir.Node, index: int) -> ir.Value:

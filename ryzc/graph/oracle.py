@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -11,6 +12,7 @@ import onnx
 import onnx.helper
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from ryzc import formats
 from ryzc.errors import InternalError, UsageError
@@ -18,6 +20,19 @@ from ryzc.graph import ops
 from ryzc.graph.nodes import DEQUANTIZE, name_of
 
 Array: TypeAlias = npt.NDArray[Any]
+
+
+class Gelu(OpRun):
+    """ONNX's Gelu, written as the body that the standard gives; the evaluator of onnx 1.23 cannot derive it."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, approximate: str | None = None) -> tuple[Array]:
+        if approximate != "tanh":
+            raise NotImplementedError("Gelu: only approximate='tanh' is used")
+        half, one = x.dtype.type(0.5), x.dtype.type(1)
+        inner = x.dtype.type(math.sqrt(2 / math.pi)) * (x + x.dtype.type(0.044715) * x * x * x)
+        return (half * x * (one + np.tanh(inner)),)
 
 
 class Oracle:
@@ -54,7 +69,8 @@ class Oracle:
         self.outputs = [name_of(value) for value in graph.outputs]
         self.kept = list(dict.fromkeys([*self.outputs, *keep]))
         body = [node for node in graph if node not in decoded]
-        self._evaluator = ReferenceEvaluator(_proto(body, [*self.inputs, *self.weights], self.kept))
+        proto = _proto(body, [*self.inputs, *self.weights], self.kept)
+        self._evaluator = ReferenceEvaluator(proto, new_ops=[Gelu])
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Evaluate on the inputs named; gives the graph's outputs and what was kept, by name.

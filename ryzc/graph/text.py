@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import onnx_ir as ir
 
 from ryzc.graph.nodes import dims, name_of
+
+_PAGES = re.compile(r"[kv]_pages\.(\d+)")
 
 
 def counts(model: ir.Model) -> dict[str, int]:
@@ -40,10 +43,15 @@ def summary(model: ir.Model, *, layer: int | None = 0) -> str:
         name = name_of(node.outputs[0])
         return layer is None or not name.startswith("blk.") or name.startswith(f"blk.{layer}.")
 
+    def shown(value: ir.Value) -> bool:
+        """Of the caches' pages, which every layer has, only those of the layer listed."""
+        found = _PAGES.match(name_of(value))
+        return layer is None or found is None or int(found[1]) == layer
+
     graph = model.graph
     out = [f"graph {graph.name}: {graph.num_nodes()} nodes, {len(graph.initializers)} weights and constants"]
-    out += [f"  input   {describe(value)}" for value in graph.inputs]
-    out += [f"  output  {describe(value)}" for value in graph.outputs]
+    out += [f"  input   {describe(value)}" for value in graph.inputs if shown(value)]
+    out += [f"  output  {describe(value)}" for value in graph.outputs if shown(value)]
     out += ["operators"]
     out += [f"  {count:5d}  {name}" for name, count in counts(model).items()]
     out += ["nodes" if layer is None else f"nodes of layer {layer} and outside the layers"]

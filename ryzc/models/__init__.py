@@ -6,21 +6,35 @@ An architecture's file defines ``Config``, a dataclass with ``from_checkpoint``,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import cast
+from typing import Any
 
 import onnx_ir as ir
 
 from ryzc.errors import UnsupportedError
-from ryzc.models.architecture import Architecture, Config
+from ryzc.models.architecture import Config
 from ryzc.sources.checkpoint import Checkpoint
 
 __all__ = ["Architecture", "Config", "SemanticModel", "get", "load", "names"]
 
 _NOT_ARCHITECTURES = {"architecture", "blocks"}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a file of this package offers.
+
+    Attributes:
+        config: its ``Config``.
+        graph: its function from a configuration and a checkpoint to the semantic graph.
+    """
+
+    config: type[Config]
+    graph: Callable[[Any, Checkpoint], ir.Model]
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,8 @@ def get(architecture: str) -> Architecture:
         raise UnsupportedError(
             f"architecture {architecture!r} is not known", hint=f"ryzc compiles {', '.join(names())}"
         )
-    return cast(Architecture, import_module(f"{__name__}.{architecture}"))
+    module = import_module(f"{__name__}.{architecture}")
+    return Architecture(module.Config, module.graph)
 
 
 def load(checkpoint: Checkpoint) -> SemanticModel:
@@ -63,5 +78,5 @@ def load(checkpoint: Checkpoint) -> SemanticModel:
         SourceError: it lacks something, or shapes contradict each other.
     """
     architecture = get(checkpoint.architecture)
-    config = architecture.Config.from_checkpoint(checkpoint)
+    config = architecture.config.from_checkpoint(checkpoint)
     return SemanticModel(config, architecture.graph(config, checkpoint))

@@ -7,7 +7,7 @@ that carries it most likely computes something else than what we would write.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Protocol, Self, TypeVar
+from typing import Self, TypeVar
 
 import onnx_ir as ir
 
@@ -70,16 +70,6 @@ class Config:
     def metadata(self) -> dict[str, str]:
         """The numbers as ``ryzc.*`` properties of an ONNX model."""
         return {f"ryzc.{key}": str(value) for key, value in asdict(self).items()}
-
-
-class Architecture(Protocol):
-    """What a file of this package offers."""
-
-    Config: type[Config]
-
-    def graph(self, config: Config, checkpoint: Checkpoint) -> ir.Model:
-        """The semantic graph; see :mod:`ryzc.graph`."""
-        ...
 
 
 class Keys:

@@ -93,8 +93,17 @@ def attention(
     name: str,
 ) -> ir.Value:
     """Causal attention, ``heads / kv_heads`` query heads to a key head, ``window`` tokens back (0: all)."""
-    attributes = {"heads": heads, "kv_heads": kv_heads, "scale": scale, "window": window}
-    return add(graph, "CausalAttention", [q, k, v, positions], name=name, shape=dims(q), **attributes)
+    return add(
+        graph,
+        "CausalAttention",
+        [q, k, v, positions],
+        name=name,
+        shape=dims(q),
+        heads=heads,
+        kv_heads=kv_heads,
+        scale=scale,
+        window=window,
+    )
 
 
 def swiglu(graph: ir.Graph, gate: ir.Value, up: ir.Value, *, name: str) -> ir.Value:

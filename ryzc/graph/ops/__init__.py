@@ -11,6 +11,7 @@ size, ``Hq`` and ``Hk`` query and key heads.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
@@ -62,9 +63,8 @@ def with_dependencies(wanted: set[str]) -> list[onnx.FunctionProto]:
         if name in ordered:
             return
         body = function(name)
-        for node in body.node:
-            if node.domain == DOMAIN:
-                visit(node.op_type)
+        for callee in _callees(body.node):
+            visit(callee)
         ordered[name] = body
 
     for name in sorted(wanted):
@@ -72,10 +72,19 @@ def with_dependencies(wanted: set[str]) -> list[onnx.FunctionProto]:
     return list(ordered.values())
 
 
+def _callees(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
+    """Operators of the domain that nodes and their branches use."""
+    for node in nodes:
+        if node.domain == DOMAIN:
+            yield node.op_type
+        for attribute in node.attribute:
+            yield from _callees(attribute.g.node)
+
+
 def attach(model: ir.Model) -> None:
     """Make the functions of ``model`` exactly those that its graph uses."""
     used = {node.op_type for node in model.graph if node.domain == DOMAIN}
     model.functions.clear()
     for proto in with_dependencies(used):
-        body = ir.from_proto(proto)
+        body = ir.serde.deserialize_function(proto)
         model.functions[body.identifier()] = body

@@ -37,9 +37,29 @@ FUNCTIONS = (
         is_silu = Equal (wanted, silu_name)
         sigmoid = Sigmoid (gate)
         silu = Mul (gate, sigmoid)
-        gelu = Gelu<approximate = "tanh"> (gate)
+        gelu = ai.ryzc.GeluTanh (gate)
         active = Where (is_silu, silu, gelu)
         y = Mul (active, up)
+    }
+    """,
+    # What ONNX's Gelu with approximate = "tanh" means, spelt out because the evaluator cannot derive
+    # Gelu within a function: arXiv:1606.08415
+    """
+    GeluTanh (x) => (y)
+    {
+        coefficient = Constant<value_float = 0.044715> ()
+        factor = Constant<value_float = 0.7978845608> ()
+        half = Constant<value_float = 0.5> ()
+        one = Constant<value_float = 1.0> ()
+        square = Mul (x, x)
+        cube = Mul (square, x)
+        bent = Mul (coefficient, cube)
+        sum = Add (x, bent)
+        inner = Mul (factor, sum)
+        tanh = Tanh (inner)
+        gain = Add (one, tanh)
+        half_x = Mul (half, x)
+        y = Mul (half_x, gain)
     }
     """,
     """
