@@ -153,6 +153,15 @@ def cut(candidates: Iterable[ir.Node]) -> int:
     return removed
 
 
+def drop_unused(graph: ir.Graph) -> tuple[int, int]:
+    """Remove all nodes and initializers that no output needs; gives how many of each."""
+    removed = cut(graph)
+    unused = [name for name, value in graph.initializers.items() if not value.uses()]
+    for name in unused:
+        del graph.initializers[name]
+    return removed, len(unused)
+
+
 def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
     """The node that computes ``value``, if it is of one of the types (of any, if none is named)."""
     node = None if value is None else value.producer()

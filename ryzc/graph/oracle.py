@@ -102,7 +102,7 @@ class PagedOracle:
     """A *final* graph with a cache of its own: fresh pages, filled call by call as the runtime would.
 
     Args:
-        model: a final graph.
+        model: a final graph, or one in the pipeline from kv_layout on.
         sequences: rows of the page table.
         context: positions a sequence can hold.
         decode: see :class:`Oracle`.
@@ -145,16 +145,18 @@ class PagedOracle:
             rows: which tokens' logits are wanted; all if not given.
         """
         count = len(tokens)
-        results = self.oracle.run(
-            {
-                "tokens": np.asarray(tokens, np.int64),
-                "positions": np.asarray(positions, np.int64),
-                "sequences": np.zeros(count, np.int64) if sequences is None else np.asarray(sequences, np.int64),
-                "rows": np.arange(count) if rows is None else np.asarray(rows, np.int64),
-                "page_table": self.page_table,
-                **self.pages,
-            }
-        )
+        feeds = {
+            "tokens": np.asarray(tokens, np.int64),
+            "positions": np.asarray(positions, np.int64),
+            "sequences": np.zeros(count, np.int64) if sequences is None else np.asarray(sequences, np.int64),
+            "page_table": self.page_table,
+            **self.pages,
+        }
+        if "rows" in self.oracle.inputs:
+            feeds["rows"] = np.arange(count) if rows is None else np.asarray(rows, np.int64)
+        elif rows is not None:
+            raise UsageError("the graph gives every row: select_rows has not run")
+        results = self.oracle.run(feeds)
         for output, pool in self._updates.items():
             self.pages[pool] = results[output]
         wanted: npt.NDArray[np.float32] = results["logits"]

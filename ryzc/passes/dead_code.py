@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ryzc.graph.nodes import cut
+from ryzc.graph.nodes import drop_unused
 from ryzc.passes.pass_ import Pass, Report
 
 
@@ -12,9 +12,5 @@ class DeadCode(Pass):
     name = "dead_code"
 
     def run(self, model: ir.Model) -> Report:
-        graph = model.graph
-        removed = cut(graph)
-        unused = [name for name, value in graph.initializers.items() if not value.uses()]
-        for name in unused:
-            del graph.initializers[name]
-        return self.report(nodes=removed, constants=len(unused))
+        removed, constants = drop_unused(model.graph)
+        return self.report(nodes=removed, constants=constants)

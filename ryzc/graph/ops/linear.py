@@ -28,13 +28,19 @@ FUNCTIONS = (
         y = ai.ryzc.Gate<activation = @activation> (gate, up)
     }
     """,
-    # SwiGLU ("silu") and GeGLU ("gelu_tanh"): arXiv:2002.05202
+    # SwiGLU ("silu") and GeGLU ("gelu_tanh"): arXiv:2002.05202. The evaluator compares only strings of one
+    # numpy type, which passing through one tensor gives them.
     """
     Gate <activation> (gate, up) => (y)
     {
         wanted = Constant<value_string = @activation> ()
-        silu_name = Constant<value_string = "silu"> ()
-        is_silu = Equal (wanted, silu_name)
+        one = Constant<value_ints = [1]> ()
+        wanted1 = Reshape (wanted, one)
+        silu1 = Constant<value_strings = ["silu"]> ()
+        names = Concat<axis = 0> (wanted1, silu1)
+        sizes = Constant<value_ints = [1, 1]> ()
+        given, silu_name = Split<axis = 0> (names, sizes)
+        is_silu = Equal (given, silu_name)
         sigmoid = Sigmoid (gate)
         silu = Mul (gate, sigmoid)
         gelu = ai.ryzc.GeluTanh (gate)
