@@ -13,6 +13,8 @@ are dropped: nothing in the code throws.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ryzc.codegen.container import elf_format as elf
 from ryzc.codegen.container import elf_writer
 from ryzc.codegen.container.elf_reader import ElfFile, Relocation, Section, Symbol, program_headers, read
@@ -38,8 +40,8 @@ def link(object_bytes: bytes) -> bytes:
         raise InternalError("ELF file: not a relocatable object")
     constants, code = _loaded_sections(source)
     functions = _functions(source, code)
-    exports = [s for s in functions if s.binding == elf.STB_GLOBAL and s.visibility == elf.STV_DEFAULT]
-    internal = [s for s in functions if s.binding == elf.STB_LOCAL]
+    exports = [s for s in functions if _is_exported(s)]
+    internal = [replace(s, binding=elf.STB_LOCAL) for s in functions if not _is_exported(s)]
     layout = elf_writer.lay_out(constants, code, exports)
     image = elf_writer.image(constants + code, layout)
     for relocation in source.relocations:
@@ -94,7 +96,8 @@ def check(shared_object: bytes) -> None:
 
 def _loaded_sections(source: ElfFile) -> tuple[list[Section], list[Section]]:
     """The sections of constants and of code that the result needs."""
-    constants, code = [], []
+    constants: list[Section] = []
+    code: list[Section] = []
     for section in source.sections:
         header = section.header
         unwind = header.type == elf.SHT_X86_64_UNWIND or section.name.startswith(".eh_frame")
@@ -108,6 +111,10 @@ def _loaded_sections(source: ElfFile) -> tuple[list[Section], list[Section]]:
     if not code:
         raise InternalError("object: holds no code")
     return constants, code
+
+
+def _is_exported(symbol: Symbol) -> bool:
+    return symbol.binding == elf.STB_GLOBAL and symbol.visibility == elf.STV_DEFAULT
 
 
 def _functions(source: ElfFile, code: list[Section]) -> list[Symbol]:
