@@ -28,6 +28,15 @@ OPSET = 26
 IR_VERSION = 13
 
 
+ATTRIBUTES = {
+    **dict.fromkeys(("heads", "kv_heads", "head_dim", "interleaved", "window"), onnx.AttributeProto.INT),
+    **dict.fromkeys(("span", "mask", "shift"), onnx.AttributeProto.INT),
+    **dict.fromkeys(("scale", "epsilon"), onnx.AttributeProto.FLOAT),
+    "activation": onnx.AttributeProto.STRING,
+}
+"""The type of every attribute, by its name."""
+
+
 @cache
 def _all() -> dict[str, onnx.FunctionProto]:
     functions = {}
@@ -35,6 +44,7 @@ def _all() -> dict[str, onnx.FunctionProto]:
         for text in import_module(f"{__name__}.{module.name}").FUNCTIONS:
             header = f'<domain: "{DOMAIN}", opset_import: ["": {OPSET}, "{DOMAIN}": {VERSION}]>'
             function = onnx.parser.parse_function(header + text)
+            _type_references(function.node)
             functions[function.name] = function
     return functions
 
@@ -79,6 +89,15 @@ def _callees(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
             yield node.op_type
         for attribute in node.attribute:
             yield from _callees(attribute.g.node)
+
+
+def _type_references(nodes: Iterable[onnx.NodeProto]) -> None:
+    """Give references to a function's attributes their types, which the text form leaves out."""
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.ref_attr_name:
+                attribute.type = ATTRIBUTES[attribute.ref_attr_name]
+            _type_references(attribute.g.node)
 
 
 def attach(model: ir.Model) -> None:
