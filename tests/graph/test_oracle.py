@@ -49,7 +49,7 @@ def test_graphs_are_valid_onnx_before_and_after_the_pipeline() -> None:
             model = models.load(checkpoint).ir_model
             if activations:
                 pipeline.run(model, activations=activations)
-            onnx.checker.check_model(ir.to_proto(model))
+            onnx.checker.check_model(ir.to_proto(model), full_check=True)
             assert model.metadata_props["ryzc.name"] == checkpoint.architecture
 
 
