@@ -1,0 +1,21 @@
+"""Fixtures of the bundle room."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_bundle import write_tiny
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny bundle that no test changes."""
+    return write_tiny(tmp_path_factory.mktemp("bundle") / "tiny.ryzc")
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, pristine: Path) -> Path:
+    """A tiny bundle of the test's own."""
+    return Path(shutil.copytree(pristine, tmp_path / "tiny.ryzc"))
