@@ -181,12 +181,8 @@ def test_missing_parent(tmp_path: Path) -> None:
     assert "mkdir" in str(caught.value.hint)
 
 
-class _Halt(Exception):
-    """Raised by a producer."""
-
-
 @pytest.mark.parametrize("exists", [False, True])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, _Halt])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, ZeroDivisionError])
 @pytest.mark.parametrize("index", range(4))
 def test_interrupted_between_weights(tmp_path: Path, exists: bool, error: type[BaseException], index: int) -> None:
     path = tmp_path / "x.ryzc"
@@ -213,9 +209,9 @@ def test_fails_at_any_call(
     """Whichever write or sync fails, everything is as it was."""
     path = tmp_path / "x.ryzc"
     before = tree(write_tiny(path)) if exists else {}
-    place, name = ("ryzc.bundle.write", "_write_all") if call == "write" else ("os", "fsync")
-    real = getattr(sys.modules[place], name)
-    left = countdown
+    module, name = (sys.modules["ryzc.bundle.write"], "_write_all") if call == "write" else (os, "fsync")
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # the disk's speed is not under test
+    real, left = getattr(module, name), countdown
 
     def failing(*args: Any) -> Any:
         nonlocal left
@@ -224,22 +220,22 @@ def test_fails_at_any_call(
             raise error
         return real(*args)
 
-    monkeypatch.setattr(sys.modules[place], name, failing)
-    expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else BundleError
+    monkeypatch.setattr(module, name, failing)
+    caught: BaseException | None = None
     try:
         write_tiny(path, tokenizer_json="{}")
-    except expected as caught:
-        complete = path.exists() and Bundle.open(path).text("tokenizer.json") == "{}"
-        # Only the very last sync, of the parent, comes after the bundle is in place.
-        assert complete == (path.exists() and tree(path) != before)
-        assert complete or list(tmp_path.iterdir()) == [path] * exists
-        assert complete or (tree(path) if exists else {}) == before
-        if isinstance(caught, BundleError):
-            assert "No space left" in str(caught)
-            assert "free some space" in str(caught.hint)
-    else:
-        assert left >= 0
-    assert not list(tmp_path.glob(".*"))
+    except (KeyboardInterrupt, BundleError) as raised:
+        caught = raised
+    assert (caught is None) == (left >= 0)
+    if isinstance(error, OSError) and caught is not None:
+        assert isinstance(caught, BundleError)
+        assert "No space left" in str(caught)
+        assert "free some space" in str(caught.hint)
+    now = tree(path) if path.exists() else {}
+    if now != before:  # all written; at most the last sync, of the parent directory, failed
+        assert left >= -1
+        assert Bundle.open(path).text("tokenizer.json") == "{}"
+    assert list(tmp_path.iterdir()) == [path] * bool(now)
 
 
 def test_a_file_size_limit_is_reported(tmp_path: Path) -> None:

@@ -148,7 +148,9 @@ def _relocate(image: bytearray, relocation: Relocation, source: ElfFile, address
     distance = addresses[symbol.section] + symbol.value + relocation.addend - place
     if relocation.type in (elf.R_X86_64_GOTPCREL, elf.R_X86_64_GOTPCRELX, elf.R_X86_64_REX_GOTPCRELX):
         if relocation.offset < 2 or relocation.addend != -4 or not _bypass_got(image, place):
-            raise InternalError(f"{where}: the instruction cannot do without a global offset table")
+            raise InternalError(
+                f"{where}: the instruction needs a global offset table; give the symbol internal linkage"
+            )
     elif relocation.type not in (elf.R_X86_64_PC32, elf.R_X86_64_PLT32, elf.R_X86_64_PC64):
         raise InternalError(f"{where}: this kind of relocation is not supported")
     if not -(1 << 8 * width - 1) <= distance < 1 << 8 * width - 1:
