@@ -17,15 +17,18 @@ from ryzc.sources.checkpoint import Checkpoint, MetadataValue
 
 T = TypeVar("T", int, float, str)
 
+# Bounds on what a file may claim before its tensors bear it out.
 MAX_LAYERS = 4096
+MAX_HEAD_DIM = 1 << 16
 MAX_SIZE = 1 << 31
 
 IGNORED_PREFIXES = ("general.", "tokenizer.", "quantize.")
 """Keys that say nothing about the mathematics: names and licences, the tokenizer (which is read
 elsewhere), and how the quantization was calibrated."""
 
-MISSPELT = "the file may be incomplete, or made by a converter that ryzc does not know"
-NOT_GUESSED = "ryzc compiles only what it fully understands; please report the model"
+# Hints of errors.
+INCOMPLETE = "the file may be incomplete, or made by a converter that ryzc does not know"
+NOT_KNOWN = "ryzc compiles only what it fully understands; please report the model"
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Keys:
         full = f"{self._architecture}.{key}"
         found = self._unread.pop(full, value)
         if found != value:
-            raise UnsupportedError(f"{self._path}: {full} is {_short(found)}: {why}", hint=NOT_GUESSED)
+            raise UnsupportedError(f"{self._path}: {full} is {_short(found)}: {why}", hint=NOT_KNOWN)
 
     def finish(self) -> None:
         """Raise if a key is left that nobody asked for."""
@@ -106,28 +109,28 @@ class Keys:
             shown = ", ".join(f"{key} = {_short(self._unread[key])}" for key in sorted(left)[:5])
             raise UnsupportedError(
                 f"{self._path}: the metadata holds {shown}, which ryzc's {self._architecture} does not know",
-                hint=NOT_GUESSED,
+                hint=NOT_KNOWN,
             )
 
     def _take(self, key: str, kind: type[T], default: T | None) -> T:
         full = f"{self._architecture}.{key}"
         if full not in self._unread:
             if default is None:
-                raise SourceError(f"{self._path}: the metadata lacks {full}", hint=MISSPELT)
+                raise SourceError(f"{self._path}: the metadata lacks {full}", hint=INCOMPLETE)
             return default
         value = self._unread.pop(full)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if isinstance(value, (list, tuple)) and kind is not str:
-            raise UnsupportedError(f"{self._path}: {full} differs from layer to layer", hint=NOT_GUESSED)
+            raise UnsupportedError(f"{self._path}: {full} differs from layer to layer", hint=NOT_KNOWN)
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise SourceError(f"{self._path}: {full} is {_short(value)}, not {_KINDS[kind]}", hint=MISSPELT)
+            raise SourceError(f"{self._path}: {full} is {_short(value)}, not {_KINDS[kind]}", hint=INCOMPLETE)
         return value
 
     def _number(self, key: str, value: T, low: T, high: T) -> T:
         if not low <= value <= high:  # also refuses NaN
             raise SourceError(
-                f"{self._path}: {self._architecture}.{key} is {value}, outside {low} .. {high}", hint=MISSPELT
+                f"{self._path}: {self._architecture}.{key} is {value}, outside {low} .. {high}", hint=INCOMPLETE
             )
         return value
 
@@ -151,12 +154,12 @@ class Weights:
         """
         tensor = self._checkpoint.tensors.get(name)
         if tensor is None:
-            raise SourceError(f"{self._checkpoint.path}: tensor {name} is missing", hint=MISSPELT)
+            raise SourceError(f"{self._checkpoint.path}: tensor {name} is missing", hint=INCOMPLETE)
         if tensor.shape != shape:
             raise SourceError(
                 f"{self._checkpoint.path}: tensor {name} has shape {list(tensor.shape)}, "
                 f"but the metadata makes it {list(shape)}",
-                hint=MISSPELT,
+                hint=INCOMPLETE,
             )
         self._unused.pop(name, None)
         return nodes.add_weight(self._graph, name, tensor.format, shape, tensor.data)
@@ -172,7 +175,7 @@ class Weights:
             raise UnsupportedError(
                 f"{self._checkpoint.path}: {len(self._unused)} tensors are not part of ryzc's "
                 f"{self._checkpoint.architecture}: {shown}",
-                hint=NOT_GUESSED,
+                hint=NOT_KNOWN,
             )
 
 
@@ -180,12 +183,12 @@ def vocabulary_size(checkpoint: Checkpoint, table: str) -> int:
     """Rows of the embedding table, which must cover the tokenizer's ids."""
     tensor = checkpoint.tensors.get(table)
     if tensor is None or len(tensor.shape) != 2:
-        raise SourceError(f"{checkpoint.path}: the embedding table {table} is missing or no matrix", hint=MISSPELT)
+        raise SourceError(f"{checkpoint.path}: the embedding table {table} is missing or no matrix", hint=INCOMPLETE)
     if len(checkpoint.vocabulary.tokens) > tensor.shape[0]:
         raise SourceError(
             f"{checkpoint.path}: the tokenizer has {len(checkpoint.vocabulary.tokens)} tokens, "
             f"but {table} has {tensor.shape[0]} rows",
-            hint=MISSPELT,
+            hint=INCOMPLETE,
         )
     return tensor.shape[0]
 

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from ryzc.errors import SourceError, UnsupportedError
 from ryzc.graph import nodes, ops
 from ryzc.models import architecture, blocks
-from ryzc.models.architecture import MISSPELT, NOT_GUESSED, Keys, Weights
+from ryzc.models.architecture import INCOMPLETE, NOT_KNOWN, Keys, Weights
 from ryzc.sources.checkpoint import Checkpoint
 
 GLOBAL_EVERY = 6
@@ -48,12 +48,12 @@ class Config(architecture.Config):
         hidden = keys.integer("embedding_length")
         heads = keys.integer("attention.head_count")
         kv_heads = keys.integer("attention.head_count_kv", heads)
-        head_dim = keys.integer("attention.key_length")
+        head_dim = keys.integer("attention.key_length", high=architecture.MAX_HEAD_DIM)
         window = keys.integer("attention.sliding_window")
         if heads % kv_heads or head_dim % 2:
             raise SourceError(
                 f"{checkpoint.path}: {heads} heads of {head_dim} elements over {kv_heads} key heads do not fit",
-                hint=MISSPELT,
+                hint=INCOMPLETE,
             )
         keys.must_be("vocab_size", vocab_size, f"the embedding table has {vocab_size} rows")
         keys.must_be("attention.value_length", head_dim, f"keys have {head_dim} elements")
@@ -170,7 +170,7 @@ def _rope_factor(checkpoint: Checkpoint, keys: Keys) -> float:
     """The linear scaling that Gemma 3 of 4B and more uses on its global layers; 1 where there is none."""
     kind = keys.text("rope.scaling.type", "none")
     if kind not in ("none", "linear"):
-        raise UnsupportedError(f"{checkpoint.path}: gemma3.rope.scaling.type {kind!r} is not known", hint=NOT_GUESSED)
+        raise UnsupportedError(f"{checkpoint.path}: gemma3.rope.scaling.type {kind!r} is not known", hint=NOT_KNOWN)
     factor = keys.real("rope.scaling.factor", None if kind == "linear" else 1.0, low=1.0, high=1e6)
     return factor if kind == "linear" else 1.0
 

@@ -19,7 +19,7 @@ from ryzc import formats
 from ryzc.errors import SourceError
 from ryzc.graph import nodes, ops
 from ryzc.models import architecture, blocks
-from ryzc.models.architecture import MISSPELT, Keys, Weights
+from ryzc.models.architecture import INCOMPLETE, Keys, Weights
 from ryzc.sources.checkpoint import Checkpoint
 
 
@@ -41,11 +41,11 @@ class Config(architecture.Config):
         hidden = keys.integer("embedding_length")
         heads = keys.integer("attention.head_count")
         kv_heads = keys.integer("attention.head_count_kv", heads)
-        head_dim = keys.integer("attention.key_length", max(1, hidden // heads))
+        head_dim = keys.integer("attention.key_length", max(1, hidden // heads), high=architecture.MAX_HEAD_DIM)
         if heads % kv_heads or head_dim % 2:
             raise SourceError(
                 f"{checkpoint.path}: {heads} heads of {head_dim} elements over {kv_heads} key heads do not fit",
-                hint=MISSPELT,
+                hint=INCOMPLETE,
             )
         keys.must_be("vocab_size", vocab_size, f"the embedding table has {vocab_size} rows")
         keys.must_be("attention.value_length", head_dim, f"keys have {head_dim} elements")
@@ -157,10 +157,10 @@ def _rope_factors(config: Config, checkpoint: Checkpoint, weights: Weights) -> n
     if tensor.shape != (config.head_dim // 2,):
         raise SourceError(
             f"{checkpoint.path}: tensor {name} has shape {list(tensor.shape)}, not [{config.head_dim // 2}]",
-            hint=MISSPELT,
+            hint=INCOMPLETE,
         )
     factors = formats.get(tensor.format).decode(tensor.data)
     if not (np.isfinite(factors).all() and (factors > 0).all()):
-        raise SourceError(f"{checkpoint.path}: {name} holds factors that are not positive numbers", hint=MISSPELT)
+        raise SourceError(f"{checkpoint.path}: {name} holds factors that are not positive numbers", hint=INCOMPLETE)
     weights.skip(name)
     return factors

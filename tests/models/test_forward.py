@@ -35,7 +35,8 @@ class Plain:
         return formats.get(tensor.format).decode(tensor.data).astype(np.float64)
 
     def norm(self, x: F64, weight: F64) -> F64:
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.epsilon) * weight
+        normed: F64 = x / np.sqrt((x**2).mean(-1, keepdims=True) + self.epsilon) * weight
+        return normed
 
     def attend(self, q: F64, k: F64, v: F64, window: int, scale: float) -> F64:
         """q [T, H, D], k, v [T, Hk, D] -> [T, H * D], one head and token at a time."""

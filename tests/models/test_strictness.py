@@ -61,6 +61,7 @@ def test_architectures_are_found_by_file_name() -> None:
         ({"llama__attention__layer_norm_rms_epsilon": math.nan}, SourceError, "outside"),
         ({"llama__rope__freq_base": math.inf}, SourceError, "outside"),
         ({"llama__feed_forward_length": 97}, SourceError, r"ffn_gate.weight has shape \[96, 64\]"),
+        ({"llama__attention__key_length": 1 << 30}, SourceError, "outside"),
         ({"llama__embedding_length": 1 << 62}, SourceError, "outside"),
     ],
 )

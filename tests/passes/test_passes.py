@@ -258,9 +258,12 @@ def test_a_pass_that_fails_names_itself_and_those_before() -> None:
 
 
 def test_wrong_options_are_errors() -> None:
-    for options in ({"activations": "int4"}, {"kv_dtype": "q8_0"}, {"page_tokens": 0}):
-        with pytest.raises(UsageError):
-            pipeline.passes(**options)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="int4"):
+        pipeline.passes(activations="int4")
+    with pytest.raises(UsageError, match="q8_0"):
+        pipeline.passes(kv_dtype="q8_0")
+    with pytest.raises(UsageError, match="0 tokens"):
+        pipeline.passes(page_tokens=0)
 
 
 def test_dead_code_cuts_what_no_output_needs() -> None:
