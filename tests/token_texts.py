@@ -55,16 +55,16 @@ VOCABULARY_TESTS = [
     "333333333",
     "Cửa Việt",
     " discards",
-    "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶‍🌫️ (multiple emojis concatenated) ✅ 🦙🦙 3 33 333 3333"
-    " 33333 333333 3333333 33333333 3.3 3..3 3...3 កាន់តែពិសេសអាច😁 ?我想在apple工作1314151天～ ------======= нещо на "
-    "Български ```````\"\"\"\"......!!!!!!?????? I've been 'told he's there, 'RE you sure? 'M not sure I'll make it,"
-    " 'D you like some tea? We'Ve a'lL",
+    "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶‍🌫️ (multiple emojis concatenated) ✅ 🦙🦙 3 33"
+    " 333 3333 33333 333333 3333333 33333333 3.3 3..3 3...3 កាន់តែពិសេសអាច😁 ?我想在apple工作1314151天～ "
+    "------======= нещо на Български ''''''```````\"\"\"\"......!!!!!!?????? I've been 'told he's there, 'RE you sure? "
+    "'M not sure I'll make it, 'D you like some tea? We'Ve a'lL",
 ]
 
 _SAMPLE = """
 the of and Hello world I'm don't WE'LL they'Ve 'S 's ''' llama token straße naïve café São İstanbul ǅungla Việt ﬁne
-Привет мир Ελληνικά שלום עולם مرحبا بالعالم नमस्ते दुनिया ไทยภาษา ភាសាខ្មែរ 日本語テスト カタカナ 你好世界 한국어 안녕 ＡＢＣ
-½ Ⅷ ² ٣١ ५६ ３４ 3.14e-10 1,000,000 0x1F 2026-11-23 v1.2.3 a_b __init__ camelCase HTTPServer // -- /* */ $100 50%
+Привет мир Ελληνικά שלום עולם مرحبا بالعالم नमस्ते दुनिया ไทยภาษา ភាសាខ្មែរ 日本語テスト カタカナ 你好世界 한국어 안녕
+ＡＢＣ ½ Ⅷ ² ٣١ ५६ ３４ 3.14e-10 1,000,000 0x1F 2026-11-23 v1.2.3 a_b __init__ camelCase HTTPServer // -- /* */ $100 50%
 x+=1; if(a&&b){ return!x; } #include <h> C:\\dir /usr/bin user@host https://a.b/c?d=e&f#g
 ... …… ?! ~~ ^^ `` |> => ::= ▁ ▁▁ a▁b >▁</ <0x0A> <0xE2> �
 """
