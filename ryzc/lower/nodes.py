@@ -357,7 +357,7 @@ def reduce_logits(planner: Planner, logits: ir.Value) -> None:
     planner.call(VocabSum(stride), "vocab_sum", "vocab_sum", operands, node)
     planner.phase()
     operands = [planner.operand(chunk_max), planner.operand(partial)]
-    planner.call(VocabTop(stride), "vocab_top", "vocab_top", operands, node)
+    planner.call(VocabTop(stride, planner.max_candidates), "vocab_top", "vocab_top", operands, node)
 
 
 def _packed(planner: Planner, group: Sequence[Matrix]) -> Operand:

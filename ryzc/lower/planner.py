@@ -68,6 +68,7 @@ class Planner:
     max_tokens: int
     max_rows: int
     activations: str
+    max_candidates: int
     page_tokens: int = 0
     kv_dtype: str = ""
     phases: list[list[Call]] = field(default_factory=list)
@@ -199,7 +200,7 @@ class Planner:
             context_length=self.facts.context_length,
             max_tokens=self.max_tokens,
             max_rows=self.max_rows,
-            max_candidates=min(MAX_CANDIDATES, self.facts.vocab_size),
+            max_candidates=self.max_candidates,
             arena_bytes=arena_bytes,
             macs_per_token=self.macs_per_token,
             head_macs=self.head_macs,
@@ -241,7 +242,7 @@ def lower(
     """
     from ryzc.lower.nodes import HANDLERS, reduce_logits
 
-    planner = Planner(facts, max_tokens, max_rows, activations)
+    planner = Planner(facts, max_tokens, max_rows, activations, min(MAX_CANDIDATES, facts.vocab_size))
     for node in model.graph:
         handler = HANDLERS.get((node.domain, node.op_type))
         if handler is None:

@@ -1,0 +1,43 @@
+"""RMS norm of every token, straight to int8 codes: the normed floats never reach memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from llvmlite import ir
+
+from ryzc.codegen.isa import Isa
+from ryzc.templates.kernels import activations as act
+from ryzc.templates.kernels import rms
+from ryzc.templates.kernels.kernel import Kernel, begin, context_field, share
+from ryzc.templates.kernels.quantize_row import quantize_block
+
+
+@dataclass(frozen=True)
+class NormQuantize(Kernel):
+    """Parameters: ``columns`` K (a multiple of 32), ``epsilon``, and the field that counts tokens."""
+
+    columns: int
+    epsilon: float
+    count: str = "token_count"
+
+    operands: ClassVar[tuple[str, ...]] = ("x", "weight", "codes", "records")
+
+    def emit(self, module: ir.Module, isa: Isa, symbol: str) -> None:
+        fn = begin(module, symbol, self.operands)
+        weight = fn.args["weight"]
+        with fn.loop(*share(fn, context_field(fn, self.count))) as tokens:
+            x = fn.at(fn.args["x"], tokens.index * (4 * self.columns))
+            codes = fn.at(fn.args["codes"], tokens.index * self.columns)
+            records = fn.at(fn.args["records"], tokens.index * (self.columns // act.BLOCK * act.RECORD_BYTES))
+            scale = rms.factor(fn, x, self.columns, self.epsilon)
+            with fn.loop(0, self.columns // act.BLOCK) as blocks:
+                at = blocks.index * (4 * act.BLOCK)
+                halves = [rms.normed(fn, x, weight, at + 4 * rms.LANES * i, scale) for i in range(2)]
+                record = fn.at(records, blocks.index * act.RECORD_BYTES)
+                quantize_block(fn, *halves, fn.at(codes, blocks.index * act.BLOCK), record)
+        fn.finish()
+
+
+KERNEL = NormQuantize

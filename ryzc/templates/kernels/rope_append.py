@@ -1,0 +1,140 @@
+"""Rotates queries and keys and stores keys and values in the cache.
+
+Optionally each head of q and k is first RMS-normed. Rotation turns pairs ``(a, b)`` by the position's
+angles: ``(a cos - b sin, b cos + a sin)``; pairs are neighbours (``interleaved``) or lie half a head
+apart. Source: Su et al., "RoFormer" (2021).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+
+from ryzc.codegen.isa import Isa
+from ryzc.codegen.vector import F32, I32, I64, Function, Value, vec
+from ryzc.templates.kernels import rms
+from ryzc.templates.kernels.kernel import Kernel, begin, context_field, share
+from ryzc.templates.kernels.pages import Pages
+
+LANES = 16
+ROW = vec(F32, LANES)
+
+
+@dataclass(frozen=True)
+class RopeAppend(Kernel):
+    """Parameters.
+
+    Attributes:
+        heads, kv_heads, head_dim: of the layer; ``head_dim`` is a multiple of 32.
+        interleaved: which elements form a pair.
+        page_tokens, page_bytes, dtype: of the cache.
+        q_norm: whether q and k are normed; then the operands end with their weights.
+        epsilon: of that norm.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    interleaved: bool
+    page_tokens: int
+    page_bytes: int
+    dtype: str
+    q_norm: bool
+    epsilon: float
+
+    @property
+    def operands(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("qkv", "cos", "sin", "q", "cache", *(("q_weight", "k_weight") if self.q_norm else ()))
+
+    def emit(self, module: ir.Module, isa: Isa, symbol: str) -> None:
+        fn = begin(module, symbol, self.operands)
+        head_bytes, group = 4 * self.head_dim, self.heads // self.kv_heads
+        row_heads = self.heads + 2 * self.kv_heads
+        pages = Pages(fn, fn.args["cache"], self.head_dim, self.page_tokens, self.page_bytes, self.dtype)
+        scratch = fn.stack(F32, self.head_dim)
+        start, stop = share(fn, context_field(fn, "token_count") * self.kv_heads)
+        with fn.loop(start, stop) as items:
+            token, kv_head = items.index // self.kv_heads, items.index % self.kv_heads
+            angles = [fn.at(fn.args[o], token * (head_bytes // 2)) for o in ("cos", "sin")]
+            qkv = fn.at(fn.args["qkv"], token * (row_heads * head_bytes))
+            with fn.loop(0, group) as heads:
+                head = kv_head * group + heads.index
+                out = fn.at(fn.args["q"], (token * self.heads + head) * head_bytes)
+                self._rotate(fn, fn.at(qkv, head * head_bytes), "q_weight", angles, out)
+            self._rotate(fn, fn.at(qkv, (kv_head + self.heads) * head_bytes), "k_weight", angles, scratch)
+            keys, slot = self._place(fn, pages, token, kv_head)
+            with fn.loop(0, self.head_dim) as d:
+                pages.store(
+                    fn.load(F32, scratch, d.index << 2, align=4),
+                    keys,
+                    d.index * (self.page_tokens * pages.size),
+                    slot * pages.size,
+                )
+            v = fn.at(qkv, (kv_head + (self.heads + self.kv_heads)) * head_bytes)
+            values = fn.at(keys, pages.half_bytes, slot * (self.head_dim * pages.size))
+            with fn.loop(0, self.head_dim, LANES) as d:
+                pages.store(fn.load(ROW, v, d.index << 2, align=4), values, d.index * pages.size)
+        fn.finish()
+
+    def _place(self, fn: Function, pages: Pages, token: Value, kv_head: Value) -> tuple[Value, Value]:
+        """The head's keys in the token's page, and the token's slot there."""
+        position, sequence = (
+            fn.load(I32, context_field(fn, name), token << 2, align=4).to_int(I64)
+            for name in ("positions", "sequences")
+        )
+        keys = pages.keys(pages.table(sequence), position // self.page_tokens, kv_head)
+        return keys, position % self.page_tokens
+
+    def _rotate(self, fn: Function, x: Value, weight: str, angles: list[Value], out: Value) -> None:
+        """Norm and rotate a head from ``x`` to ``out``."""
+        scale = rms.factor(fn, x, self.head_dim, self.epsilon) if self.q_norm else None
+        half = 2 * self.head_dim  # bytes of half a head
+
+        def element(at: Value, offset: int) -> Value:
+            value = fn.load(ROW, x, at, offset, align=4)
+            return value if scale is None else value * scale * fn.load(ROW, fn.args[weight], at, offset, align=4)
+
+        with fn.loop(0, self.head_dim // 2, LANES) as pair:
+            cos, sin = (fn.load(ROW, a, pair.index << 2, align=4) for a in angles)
+            if self.interleaved:
+                at = pair.index << 3
+                low, high = element(at, 0), element(at, 4 * LANES)
+                a = low.shuffle(range(0, 2 * LANES, 2), high)
+                b = low.shuffle(range(1, 2 * LANES, 2), high)
+            else:
+                at = pair.index << 2
+                a, b = element(at, 0), element(at, half)
+            first, second = fn.fma(a, cos, -(b * sin)), fn.fma(b, cos, a * sin)
+            if self.interleaved:
+                order = [i for lane in range(LANES) for i in (lane, LANES + lane)]
+                fn.store(first.shuffle(order[:LANES], second), out, at, align=4)
+                fn.store(first.shuffle(order[LANES:], second), out, at, 4 * LANES, align=4)
+            else:
+                fn.store(first, out, at, align=4)
+                fn.store(second, out, at, half, align=4)
+
+
+def reference(
+    x: npt.NDArray[np.float32],
+    cos: npt.NDArray[np.float32],
+    sin: npt.NDArray[np.float32],
+    *,
+    interleaved: bool,
+    weight: npt.NDArray[np.float32] | None = None,
+    epsilon: float = 0.0,
+) -> npt.NDArray[np.float64]:
+    """The meaning for heads ``[T, H, D]`` and angles ``[T, D/2]``: normed and rotated, float64."""
+    wide = x.astype(np.float64) if weight is None else rms.reference(x, weight, epsilon)
+    c, s = cos.astype(np.float64)[:, None], sin.astype(np.float64)[:, None]
+    half = x.shape[-1] // 2
+    a, b = (wide[..., 0::2], wide[..., 1::2]) if interleaved else (wide[..., :half], wide[..., half:])
+    first, second = a * c - b * s, b * c + a * s
+    if interleaved:
+        return np.stack([first, second], axis=-1).reshape(x.shape)
+    return np.concatenate([first, second], axis=-1)
+
+
+KERNEL = RopeAppend

@@ -1,0 +1,82 @@
+"""The best candidates of a row of logits, its largest logit and its partition sum.
+
+Each candidate is the first largest element of the first largest chunk. It is taken out of the row by
+writing -inf over it, and all are put back at the end, so the logits stay as the head wrote them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+
+from ryzc.codegen.isa import Isa
+from ryzc.codegen.vector import F32, I32, I64, Function, Value
+from ryzc.templates.kernels.kernel import Kernel, begin, context_field, share
+from ryzc.templates.kernels.vocab_max import CHUNK, chunk_largest
+from ryzc.templates.kernels.vocab_sum import row_largest, slices
+
+
+@dataclass(frozen=True)
+class VocabTop(Kernel):
+    """Parameters: ``stride`` as in :class:`.vocab_max.VocabMax`, and the candidates a row has room for."""
+
+    stride: int
+    max_candidates: int
+
+    operands: ClassVar[tuple[str, ...]] = ("chunk_max", "partial")
+
+    def emit(self, module: ir.Module, isa: Isa, symbol: str) -> None:
+        chunks, parts = self.stride // CHUNK, slices(self.stride)
+        fn = begin(module, symbol, self.operands)
+        logits, wanted = context_field(fn, "logits"), context_field(fn, "candidate_count")
+        with fn.loop(*share(fn, context_field(fn, "row_count"))) as rows:
+            row = rows.index
+            chunk_max = fn.at(fn.args["chunk_max"], row * (4 * chunks))
+            partial = fn.at(fn.args["partial"], row * (4 * parts))
+            fn.store(row_largest(fn, chunk_max, chunks), context_field(fn, "row_max"), row << 2, align=4)
+            with fn.loop(0, parts, 1, [fn.const(F32, 0.0)]) as i:
+                i.values = [i.values[0] + fn.load(F32, partial, i.index << 2, align=4)]
+            fn.store(i.results[0], context_field(fn, "row_sum"), row << 2, align=4)
+
+            base = fn.at(logits, row * (4 * self.stride))
+            ids = fn.at(context_field(fn, "candidate_ids"), row * (4 * self.max_candidates))
+            best = fn.at(context_field(fn, "candidate_logits"), row * (4 * self.max_candidates))
+            with fn.loop(0, wanted) as c:
+                chunk, _ = _first_largest(fn, chunk_max, chunks)
+                start = fn.at(base, chunk * (4 * CHUNK))
+                offset, value = _first_largest(fn, start, CHUNK)
+                fn.store((chunk * CHUNK + offset).to_int(I32), ids, c.index << 2, align=4)
+                fn.store(value, best, c.index << 2, align=4)
+                fn.store(fn.const(F32, float("-inf")), start, offset << 2, align=4)
+                fn.store(chunk_largest(fn, start), chunk_max, chunk << 2, align=4)
+            # Last out, first in: where -inf itself was taken twice, the first copy is the true value.
+            with fn.loop(0, wanted) as c:
+                index = wanted - 1 - c.index
+                token = fn.load(I32, ids, index << 2, align=4).to_int(I64)
+                fn.store(fn.load(F32, best, index << 2, align=4), base, token << 2, align=4)
+        fn.finish()
+
+
+KERNEL = VocabTop
+
+
+def _first_largest(fn: Function, values: Value, count: int) -> tuple[Value, Value]:
+    """Index and value of the first largest of some floats; index 0 where all are NaN or -inf."""
+    with fn.loop(0, count, 1, [fn.i64(0), fn.const(F32, float("-inf"))]) as i:
+        value = fn.load(F32, values, i.index << 2, align=4)
+        better = value.compare(">", i.values[1])
+        i.values = [better.select(i.index, i.values[0]), better.select(value, i.values[1])]
+    return i.results[0], i.results[1]
+
+
+def reference(
+    logits: npt.NDArray[np.float32], candidates: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], np.float32, np.float64]:
+    """The meaning for one row: ids and logits of the candidates, largest logit, partition sum."""
+    order = np.argsort(-logits, kind="stable")[:candidates]
+    largest = logits.max()
+    return order, logits[order], largest, np.exp(logits.astype(np.float64) - largest).sum()
