@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -210,7 +211,6 @@ def test_fails_at_any_call(
     path = tmp_path / "x.ryzc"
     before = tree(write_tiny(path)) if exists else {}
     module, name = (sys.modules["ryzc.bundle.write"], "_write_all") if call == "write" else (os, "fsync")
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # the disk's speed is not under test
     real, left = getattr(module, name), countdown
 
     def failing(*args: Any) -> Any:
@@ -238,23 +238,47 @@ def test_fails_at_any_call(
     assert list(tmp_path.iterdir()) == [path] * bool(now)
 
 
-def test_a_file_size_limit_is_reported(tmp_path: Path) -> None:
-    """A real limit of the system, in a process of its own."""
-    script = f"""
-import resource, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+WRITE_AND_REPORT = """
+import os, resource, sys
+sys.path.insert(0, {tests!r})
 from tiny_bundle import write_tiny
 from ryzc.errors import BundleError
-resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+limit = {limit!r}
+if limit:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
-    write_tiny({str(tmp_path / "x.ryzc")!r})
+    write_tiny({path!r})
 except BundleError as error:
-    print(error, "/", error.hint)
+    print(error, "/", error.hint, "/ left:", os.listdir(os.path.dirname({path!r})))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+
+def script(path: Path, limit: int = 0) -> str:
+    return WRITE_AND_REPORT.format(tests=str(Path(__file__).parent), limit=limit, path=str(path))
+
+
+def test_a_real_limit_on_file_sizes(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", script(tmp_path / "x.ryzc", 5000)], capture_output=True, text=True, check=True
+    )
     assert "cannot be written: File too large" in done.stdout
     assert "ulimit" in done.stdout
-    assert list(tmp_path.iterdir()) == []
+    assert "left: []" in done.stdout
+
+
+def test_a_really_full_disk(tmp_path: Path) -> None:
+    """On a file system of 20 KiB, in a mount namespace of its own."""
+    inside = f'mount -t tmpfs -o size=20k none "{tmp_path}" || exit 77; exec "$@"'
+    command = ["unshare", "-rm", "sh", "-c", inside, "sh", sys.executable, "-c", script(tmp_path / "x.ryzc")]
+    if shutil.which("unshare") is None:
+        pytest.skip("unshare is not installed")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 77 or "unshare:" in done.stderr:
+        pytest.skip("this machine allows no mounts to its users")
+    assert done.returncode == 0, done.stderr
+    assert "cannot be written: No space left on device" in done.stdout
+    assert "free some space" in done.stdout
+    assert "left: []" in done.stdout
 
 
 def test_weights_must_match_the_plan(tmp_path: Path) -> None:
