@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from ryzc import formats
 from ryzc.errors import InternalError
 from ryzc.graph import ops
 
@@ -56,7 +57,8 @@ def add_weight(
 ) -> ir.Value:
     """A stored tensor as float32: an initializer with the file's bytes and what decodes them.
 
-    The decoded value is called ``NAME.f32``, or ``NAME`` itself where the file holds float32.
+    The decoded value is called ``NAME.f32``, or ``NAME`` itself where the file holds float32. A vector
+    that is not float32 is decoded here and now: nothing is saved by keeping it.
 
     Args:
         name: the source's name of the tensor; it becomes the initializer's.
@@ -64,6 +66,8 @@ def add_weight(
         shape: logical shape, rows first.
         stored: ``uint8 [..., row_bytes]``; used without a copy.
     """
+    if len(shape) == 1 and format_ != "f32":
+        return add_constant(graph, name, formats.get(format_).decode(stored))
     if format_ in _DTYPES:
         # A byte view cannot always be reinterpreted whole (a row of a 1-d tensor is all of it), so
         # flatten first: the file's tensors are contiguous, which makes this a view too.

@@ -102,3 +102,14 @@ def test_helpers_name_what_is_wrong() -> None:
         nodes.replace(model.graph, x, node)
     with pytest.raises(InternalError, match="no shape"):
         nodes.dims(ir.val("z"))
+
+
+@pytest.mark.parametrize("format_", ["f32", "f16"])
+def test_vectors_are_float32_constants(format_: str) -> None:
+    model = nodes.new_model("g", {})
+    values = np.array([1.5, -2, 0.25], np.float32)
+    raw = values.astype(np.float32 if format_ == "f32" else np.float16).view(np.uint8)
+    weight = nodes.add_weight(model.graph, "w", format_, (3,), raw)
+    assert weight.const_value is not None
+    assert weight.dtype == nodes.FLOAT
+    np.testing.assert_array_equal(weight.const_value.numpy(), values)
