@@ -17,7 +17,7 @@ from onnx.reference.op_run import OpRun
 from ryzc import formats
 from ryzc.errors import InternalError, UsageError
 from ryzc.graph import ops
-from ryzc.graph.nodes import DEQUANTIZE, name_of
+from ryzc.graph.nodes import DEQUANTIZE, dims, name_of
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -116,18 +116,17 @@ class PagedOracle:
         pools = [name for name in self.oracle.inputs if name.startswith(("k_pages.", "v_pages."))]
         if not pools:
             raise UsageError("the graph has no pages: it is not a final graph")
-        self.page_tokens = int(str(self.oracle.inputs["v_pages.0"].shape[2]))  # type: ignore[index]
+        self.page_tokens = int(dims(self.oracle.inputs["v_pages.0"])[2])
         entries = -(-context // self.page_tokens)
+        self.context = entries * self.page_tokens
         pages = sequences * entries
         order = np.random.default_rng(shuffle).permutation(pages)
         self.page_table = order.reshape(sequences, entries).astype(np.int64)
         self.pages: dict[str, Array] = {}
         for name in pools:
             value = self.oracle.inputs[name]
-            assert value.shape is not None
             assert value.dtype is not None
-            cell = tuple(int(str(d)) for d in value.shape[1:])
-            self.pages[name] = np.zeros((pages, *cell), value.dtype.numpy())
+            self.pages[name] = np.zeros((pages, *(int(d) for d in dims(value)[1:])), value.dtype.numpy())
         # The graph gives the updated pools in the order in which it takes them.
         self._updates = dict(zip([n for n in self.oracle.outputs if n != "logits"], pools, strict=True))
 
@@ -143,8 +142,13 @@ class PagedOracle:
         Args:
             sequences: a row of the page table a token; row 0 if not given.
             rows: which tokens' logits are wanted; all if not given.
+
+        Raises:
+            UsageError: a position lies outside the context.
         """
         count = len(tokens)
+        if not all(0 <= position < self.context for position in positions):
+            raise UsageError(f"positions must lie in 0 .. {self.context - 1}")
         feeds = {
             "tokens": np.asarray(tokens, np.int64),
             "positions": np.asarray(positions, np.int64),

@@ -32,6 +32,9 @@ def test_wrong_feeds_and_options_are_errors() -> None:
         oracle.Oracle(model, decode="guess")
     with pytest.raises(UsageError, match="no pages"):
         oracle.PagedOracle(model)
+    pipeline.run(model)
+    with pytest.raises(UsageError, match=r"0 \.\. 31"):
+        oracle.PagedOracle(model, context=20).prompt([1] * 33)
 
 
 def test_weights_are_the_files_bytes_and_not_copies() -> None:
