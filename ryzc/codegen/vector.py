@@ -202,6 +202,19 @@ class Value:
         return self.fn.intrinsic("llvm.sqrt", self.type, self)
 
 
+_NO_BUILTINS = '"no-builtins"'
+
+
+class _Attributes(ir.values.FunctionAttributes):
+    """What every function here carries.
+
+    Shared kernels stay calls: inlined into every layer they would multiply code and compile time. And a
+    loop that fills or copies memory must not become a call of the C library, which is not there.
+    """
+
+    _known = ir.values.FunctionAttributes._known | {_NO_BUILTINS}
+
+
 @dataclass
 class Loop:
     """A loop under construction: set ``values`` in its body; read ``results`` after it."""
@@ -219,9 +232,7 @@ class Function:
     ) -> None:
         self.module = module
         self.ir = ir.Function(module, ir.FunctionType(ir.VoidType(), [t for _, t in parameters]), name)
-        self.ir.attributes.add("nounwind")
-        # Shared kernels stay calls: inlined into every layer they would multiply code and compile time.
-        self.ir.attributes.add("noinline")
+        self.ir.attributes = _Attributes(("nounwind", "noinline", _NO_BUILTINS))
         if internal:
             self.ir.linkage = "internal"
         for argument, (label, _) in zip(self.ir.args, parameters, strict=True):
@@ -277,7 +288,8 @@ class Function:
             if self._entry.instructions:
                 self.builder.position_before(self._entry.instructions[0])
             slot = self.builder.alloca(ir.ArrayType(type_, count))
-        slot.align = 64
+            slot.align = 64
+        slot.type = PTR  # llvmlite gives allocations a typed pointer, which refuses vector stores
         return Value(self, slot)
 
     def call(self, name: str, result: ir.Type, *args: Value) -> Value:

@@ -50,11 +50,9 @@ def _link(specs: tuple[KernelSpec, ...], target: Target) -> binding.ModuleRef:
         module = ir.Module(spec.symbol)
         module.triple = llvm.TRIPLE
         from_spec(spec).emit(module, isa, spec.symbol)
-        width = "512" if isa.registers == 32 else "256"
         for function in module.functions:
             if not function.is_declaration:
                 function.linkage = ""
-                function.attributes.add(f'"prefer-vector-width"="{width}"')
         parsed = llvm.parse(str(module), where=f"kernel {spec.symbol}")
         if linked is None:
             linked = parsed
