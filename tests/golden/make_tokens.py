@@ -98,30 +98,22 @@ def make_pre_tokenizers(vocabulary: Vocabulary) -> None:
 def _write_vocabulary(path: Path, pre: str, vocabulary: Vocabulary) -> None:
     """A GGUF file with nothing but a vocabulary and the few keys that llama.cpp insists on."""
     writer = GGUFWriter(path, "llama")
-    for add, value in (
-        (writer.add_block_count, 1),
-        (writer.add_context_length, 64),
-        (writer.add_embedding_length, 64),
-        (writer.add_feed_forward_length, 64),
-        (writer.add_head_count, 1),
-        (writer.add_layer_norm_rms_eps, 1e-5),
-        (writer.add_tokenizer_model, vocabulary.model),
-        (writer.add_tokenizer_pre, pre),
-        (writer.add_token_list, vocabulary.tokens),
-        (writer.add_token_types, vocabulary.types),
-        (writer.add_token_merges, vocabulary.merges),
-        (writer.add_bos_token_id, vocabulary.special["bos"]),
-        (writer.add_eos_token_id, vocabulary.special["eos"]),
-    ):
-        add(value)
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model(vocabulary.model)
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.types)
+    writer.add_token_merges(vocabulary.merges)
+    writer.add_bos_token_id(vocabulary.special["bos"])
+    writer.add_eos_token_id(vocabulary.special["eos"])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-
-
-@llama_cpp.llama_log_callback
-def _silent(level: int, text: bytes, data: ctypes.c_void_p) -> None:
-    """llama.cpp tells every token that it finds odd."""
 
 
 def main() -> None:
@@ -129,7 +121,8 @@ def main() -> None:
     parser.add_argument("smollm2", type=Path)
     parser.add_argument("gemma3", type=Path)
     arguments = parser.parse_args()
-    llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
+    silent = llama_cpp.llama_log_callback(lambda *_: None)  # llama.cpp reports every token that it finds odd
+    llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
     DIRECTORY.mkdir(exist_ok=True)
     for name, path in (("smollm2", arguments.smollm2), ("gemma3", arguments.gemma3)):
         vocabulary = gguf.read(path).vocabulary
