@@ -116,7 +116,7 @@ def test_a_prompt_that_does_not_fit() -> None:
 def test_finish_reasons() -> None:
     model, _ = scripted("abc", prompt=2)
     generation = model.generate("x", temperature=0)
-    assert generation.finish_reason is None
+    assert not generation.finish_reason
     assert generation.text() == "abc"
     assert (generation.finish_reason, generation.new_ids[-1]) == ("stop", EOS)
     assert generation.text() == ""

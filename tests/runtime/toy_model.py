@@ -79,7 +79,9 @@ class ToyStep:
         self.batches.append(Batch(tokens.tolist(), positions.tolist(), rows.tolist(), candidates))
         for token, position in zip(tokens, positions, strict=True):
             self.pool[self.page_table[0, position // self.page_tokens], position % self.page_tokens] = token
-        logits = np.stack([self.logits(self.read(int(positions[r]) + 1)) for r in rows] or [np.zeros(VOCAB)])
+        logits = np.stack(
+            [self.logits(self.read(int(positions[r]) + 1)) for r in rows] or [np.zeros(VOCAB, np.float32)]
+        )
         logits = logits.astype(np.float32)[: len(rows)]
         order = np.argsort(-logits, axis=1, kind="stable")[:, :candidates].astype(np.int32)
         top = logits.max(axis=1, initial=-np.inf)
