@@ -1,0 +1,229 @@
+"""How fast a bundle is, and how fast this machine could be.
+
+The tests are llama-bench's: ``pp`` feeds a prompt of pseudo-random tokens, ``tg`` feeds one token a
+step, both behind ``depth`` tokens that are already there. Before and after every repetition the
+machine's read bandwidth and int8 peak are measured on as many threads, because both drift; a
+repetition's share is its speed against the mean of the two.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ryzc.bundle import Bundle
+from ryzc.bundle.plan import KVSpec, Plan
+from ryzc.errors import UsageError
+from ryzc.runtime.pages import PagePool
+from ryzc.runtime.step import CompiledModel
+
+_KV_WIDTHS = {"f16": 2, "f32": 4}
+
+
+@dataclass(frozen=True)
+class Test:
+    """One row of the table.
+
+    Attributes:
+        kind: ``pp`` (prompt) or ``tg`` (generation).
+        tokens: how many.
+        depth: tokens before them.
+        threads: of the pool.
+    """
+
+    kind: str
+    tokens: int
+    depth: int
+    threads: int
+
+    @property
+    def name(self) -> str:
+        """As llama-bench writes it, e.g. ``tg128 @ d512``."""
+        return f"{self.kind}{self.tokens}" + (f" @ d{self.depth}" if self.depth else "")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One repetition.
+
+    Attributes:
+        tokens_per_second: its speed.
+        read: the machine's read bandwidth around it, bytes/s.
+        int8: the machine's int8 peak around it, multiply-accumulates/s.
+    """
+
+    tokens_per_second: float
+    read: float
+    int8: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A test's repetitions.
+
+    Attributes:
+        test: what was measured.
+        samples: one a repetition.
+        bytes_per_token: weights, keys and values that a generated token has to read.
+        macs_per_token: multiply-accumulates of the linear layers for one token.
+    """
+
+    test: Test
+    samples: tuple[Sample, ...]
+    bytes_per_token: float
+    macs_per_token: float
+
+    @property
+    def mean(self) -> float:
+        """Tokens/s."""
+        return statistics.fmean(s.tokens_per_second for s in self.samples)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the tokens/s; 0 for one repetition."""
+        values = [s.tokens_per_second for s in self.samples]
+        return statistics.stdev(values) if len(values) > 1 else 0.0
+
+    @property
+    def read(self) -> float:
+        """Mean read bandwidth, bytes/s."""
+        return statistics.fmean(s.read for s in self.samples)
+
+    @property
+    def int8(self) -> float:
+        """Mean int8 peak, multiply-accumulates/s."""
+        return statistics.fmean(s.int8 for s in self.samples)
+
+    @property
+    def read_share(self) -> float:
+        """What part of the read bandwidth one token a step at this speed needs."""
+        return statistics.fmean(s.tokens_per_second * self.bytes_per_token / s.read for s in self.samples)
+
+    @property
+    def int8_share(self) -> float:
+        """What part of the int8 peak this speed needs."""
+        return statistics.fmean(s.tokens_per_second * self.macs_per_token / s.int8 for s in self.samples)
+
+
+def tests(
+    prompts: Sequence[int], generations: Sequence[int], depths: Sequence[int], threads: Sequence[int]
+) -> list[Test]:
+    """Every combination, grouped by threads as llama-bench does; lengths of 0 are left out.
+
+    Raises:
+        UsageError: nothing is left.
+    """
+    kinds = [*(("pp", n) for n in prompts), *(("tg", n) for n in generations)]
+    result = [Test(kind, n, depth, count) for count in threads for depth in depths for kind, n in kinds if n > 0]
+    if not result:
+        raise UsageError("there is nothing to measure", hint="set -p or -n above 0")
+    return result
+
+
+def run(bundle: Bundle | str | Path, wanted: Sequence[Test], *, repetitions: int = 5) -> Iterator[Measurement]:
+    """Measure one test after the other.
+
+    Raises:
+        UsageError: a test does not fit into the model's context, or an argument is out of range.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    if repetitions < 1:
+        raise UsageError(f"{repetitions} repetitions measure nothing", hint="set -r to 1 or more")
+    context = max(test.depth + test.tokens for test in wanted)
+    if min(min(test.tokens, test.depth + 1) for test in wanted) < 1:
+        raise UsageError("a test needs at least one token and no negative depth")
+    if context > opened.plan.context_length:
+        raise UsageError(
+            f"a test of {context} tokens does not fit into this model's context of {opened.plan.context_length}",
+            hint="lower -p, -n or -d",
+        )
+    for threads in dict.fromkeys(test.threads for test in wanted):
+        with CompiledModel(opened, context=context, threads=threads) as model:
+            runner = _Runner(model)
+            for test in wanted:
+                if test.threads == threads:
+                    yield runner.measure(test, repetitions)
+
+
+class _Runner:
+    """Runs tests on one loaded model."""
+
+    def __init__(self, model: CompiledModel) -> None:
+        self.model = model
+        PagePool(model.pages, model.page_tokens, model.page_table).resize(0, model.context)
+        self.ids: npt.NDArray[np.int32] = (
+            np.random.default_rng(0).integers(0, model.vocab_size, model.context).astype(np.int32)
+        )
+
+    def measure(self, test: Test, repetitions: int) -> Measurement:
+        self._prompt(0, test.depth)
+        self._prompt(test.depth, min(test.tokens, self.model.max_tokens))  # warms up
+        samples = []
+        before = self._roofline()
+        for _ in range(repetitions):
+            start = time.perf_counter()
+            if test.kind == "pp":
+                self._prompt(test.depth, test.tokens)
+            else:
+                self._generate(test.depth, test.tokens)
+            seconds = time.perf_counter() - start
+            after = self._roofline()
+            read, int8 = ((a + b) / 2 for a, b in zip(before, after, strict=True))
+            samples.append(Sample(test.tokens / seconds, read, int8))
+            before = after
+        return Measurement(
+            test, tuple(samples), bytes_per_token(self.model.plan, test), macs_per_token(self.model.plan, test)
+        )
+
+    def _prompt(self, start: int, count: int) -> None:
+        end = start + count
+        for first in range(start, end, self.model.max_tokens):
+            last = min(first + self.model.max_tokens, end)
+            self._step(first, last, [last - first - 1] if last == end else [])
+
+    def _generate(self, start: int, count: int) -> None:
+        for position in range(start, start + count):
+            self._step(position, position + 1, [0])
+
+    def _step(self, first: int, last: int, rows: list[int]) -> None:
+        positions = np.arange(first, last, dtype=np.int32)
+        self.model.step(self.ids[first:last], positions, np.zeros_like(positions), rows)
+
+    def _roofline(self) -> tuple[float, float]:
+        """Read bandwidth in bytes/s and int8 peak in multiply-accumulates/s, right now."""
+        nbytes = 1 << 28
+        read = nbytes / self.model.probe_read(nbytes)
+        seconds, macs = self.model.probe_int8()
+        return read, macs / seconds
+
+
+def weight_bytes(plan: Plan) -> int:
+    """Bytes of weights that a step of one token reads; the embedding's single row does not count."""
+    tables = {kernel.symbol for kernel in plan.kernels if kernel.family == "embedding"}
+    sizes = {weight.name: weight.bytes for weight in plan.weights}
+    calls = [call for phase in plan.phases for call in phase if call.kernel not in tables]
+    return sum(sizes[operand.name] for call in calls for operand in call.operands if operand.space == "weights")
+
+
+def kv_bytes(kv: KVSpec, position: int) -> int:
+    """Bytes of keys and values that attention reads for a token at a position, its own included."""
+    visible = (min(position + 1, window) if window else position + 1 for window in kv.windows)
+    return sum(visible) * 2 * kv.kv_heads * kv.head_dim * _KV_WIDTHS[kv.dtype]
+
+
+def bytes_per_token(plan: Plan, test: Test) -> float:
+    """Mean bytes that a token of a test needs, were each token a step of its own."""
+    positions = range(test.depth, test.depth + test.tokens)
+    return weight_bytes(plan) + statistics.fmean(kv_bytes(plan.kv, position) for position in positions)
+
+
+def macs_per_token(plan: Plan, test: Test) -> float:
+    """Mean multiply-accumulates of the linear layers for a token of a test; a prompt has one row of logits."""
+    heads = 1 if test.kind == "pp" else test.tokens
+    return plan.macs_per_token + plan.head_macs * heads / test.tokens
