@@ -11,7 +11,7 @@ from ryzc.formats.weight_format import AffineFormat, Codes, FloatFormat, WeightF
 
 __all__ = ["AffineFormat", "Codes", "FloatFormat", "WeightFormat", "get", "names"]
 
-_NOT_FORMATS = {"weight_format", "lanes"}
+_NOT_FORMATS = {"weight_format", "lanes", "bits"}
 
 
 @cache

@@ -19,6 +19,8 @@ A float tile is ``[K][32 rows]`` of its elements. Rows past ``N`` in the last ti
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -30,6 +32,8 @@ STEP = 32
 """Elements of K that one group of operands covers."""
 OPERANDS = STEP // 4
 """Operands (four bytes a lane) in a step."""
+_CHUNK = 1 << 18
+"""Elements that are packed at a time."""
 
 
 def factor_words(fmt: AffineFormat) -> int:
@@ -53,33 +57,70 @@ def tile_bytes(fmt: WeightFormat, k: int) -> int:
 
 def pack(fmt: WeightFormat, stored: U8) -> U8:
     """Stored rows ``uint8 [N, row_bytes]`` to packed tiles ``uint8 [ceil(N/32), tile_bytes]``."""
-    pad = -stored.shape[0] % TILE
-    if pad:
-        stored = np.concatenate([stored, np.zeros((pad, stored.shape[1]), np.uint8)])
-    tiles = stored.shape[0] // TILE
-    if isinstance(fmt, FloatFormat):
-        cells = stored.reshape(tiles, TILE, -1, fmt.block_bytes)
-        return np.ascontiguousarray(cells.transpose(0, 2, 1, 3)).reshape(tiles, -1)
+    n = stored.shape[0]
+    k = stored.shape[1] // fmt.block_bytes * fmt.block
+    packed = np.empty((-(-n // TILE), tile_bytes(fmt, k)), np.uint8)
+    pack_some = _pack_floats if isinstance(fmt, FloatFormat) else _pack_affine
+    for tiles in _chunks(len(packed), k):
+        rows = stored[tiles.start * TILE : tiles.stop * TILE]
+        pad = -len(rows) % TILE
+        if pad:
+            rows = np.concatenate([rows, np.zeros((pad, rows.shape[1]), np.uint8)])
+        packed[tiles] = pack_some(fmt, rows)
+    return packed
+
+
+def unpack(fmt: WeightFormat, packed: U8, n: int) -> U8:
+    """The exact inverse of :func:`pack` for the first ``n`` rows."""
+    block, size = (fmt.block, block_bytes(fmt)) if isinstance(fmt, AffineFormat) else (1, TILE * fmt.block_bytes)
+    k = packed.shape[1] // size * block
+    stored = np.empty((n, fmt.row_bytes(k)), np.uint8)
+    unpack_some = _unpack_floats if isinstance(fmt, FloatFormat) else _unpack_affine
+    for tiles in _chunks(len(packed), k):
+        rows = stored[tiles.start * TILE : tiles.stop * TILE]
+        rows[:] = unpack_some(fmt, packed[tiles])[: len(rows)]
+    return stored
+
+
+def _chunks(tiles: int, k: int) -> Iterator[slice]:
+    """Ranges of tiles small enough that the temporary copies stay in cache."""
+    step = max(1, _CHUNK // (TILE * k))
+    return (slice(start, min(start + step, tiles)) for start in range(0, tiles, step))
+
+
+def _pack_floats(fmt: WeightFormat, stored: U8) -> U8:
+    cells = stored.reshape(-1, TILE, stored.shape[1] // fmt.block_bytes, fmt.block_bytes)
+    return _words(cells, fmt.block_bytes).transpose(0, 2, 1).copy().view(np.uint8).reshape(len(cells), -1)
+
+
+def _unpack_floats(fmt: WeightFormat, packed: U8) -> U8:
+    cells = packed.reshape(len(packed), -1, TILE, fmt.block_bytes)
+    return _words(cells, fmt.block_bytes).transpose(0, 2, 1).copy().view(np.uint8).reshape(len(packed) * TILE, -1)
+
+
+def _words(cells: U8, size: int) -> npt.NDArray[np.unsignedinteger]:
+    """``[..., size]`` bytes as one number each, which transposes faster than bytes do."""
+    words: npt.NDArray[np.unsignedinteger] = np.ascontiguousarray(cells).view(f"u{size}")
+    return words[..., 0]
+
+
+def _pack_affine(fmt: WeightFormat, stored: U8) -> U8:
     assert isinstance(fmt, AffineFormat)
     codes = fmt.parse(stored)
-    blocks = codes.q.shape[1] // fmt.block
+    tiles, blocks = len(stored) // TILE, codes.q.shape[1] // fmt.block
     parts = [_halves(codes.d, tiles)]
     if codes.m is not None:
         parts.append(_halves(codes.m, tiles))
     if factor_words(fmt):
         words = _pack_factors(fmt, codes).reshape(tiles, TILE, blocks, -1)
-        parts.append(np.ascontiguousarray(words.transpose(0, 2, 3, 1)).view(np.uint8).reshape(tiles, blocks, -1))
-    parts.append(_pack_planes(fmt, codes.q.reshape(tiles, TILE, blocks, fmt.block // STEP, OPERANDS, 4)))
+        parts.append(words.transpose(0, 2, 3, 1).copy().view(np.uint8).reshape(tiles, blocks, -1))
+    parts.append(_pack_planes(fmt, codes.q.reshape(tiles, TILE, blocks, fmt.block)))
     return np.concatenate(parts, axis=2).reshape(tiles, -1)
 
 
-def unpack(fmt: WeightFormat, packed: U8, n: int) -> U8:
-    """The exact inverse of :func:`pack` for the first ``n`` rows."""
-    tiles = packed.shape[0]
-    if isinstance(fmt, FloatFormat):
-        cells = packed.reshape(tiles, -1, TILE, fmt.block_bytes).transpose(0, 2, 1, 3)
-        return np.ascontiguousarray(cells).reshape(tiles * TILE, -1)[:n]
+def _unpack_affine(fmt: WeightFormat, packed: U8) -> U8:
     assert isinstance(fmt, AffineFormat)
+    tiles = len(packed)
     blocks = packed.reshape(tiles, -1, block_bytes(fmt))
     d, rest = _unhalves(blocks)
     m = None
@@ -92,8 +133,7 @@ def unpack(fmt: WeightFormat, packed: U8, n: int) -> U8:
         rest = rest[:, :, 4 * TILE * count :]
         words = words.reshape(tiles, -1, count, TILE).transpose(0, 3, 1, 2).reshape(tiles * TILE, -1, count)
         s, t = _unpack_factors(fmt, words)
-    q = _unpack_planes(fmt, rest)
-    return fmt.unparse(Codes(q=q, d=d, s=s, m=m, t=t))[:n]
+    return fmt.unparse(Codes(q=_unpack_planes(fmt, rest), d=d, s=s, m=m, t=t))
 
 
 def _halves(values: npt.NDArray[np.float16], tiles: int) -> U8:
@@ -106,32 +146,48 @@ def _unhalves(blocks: U8) -> tuple[npt.NDArray[np.float16], U8]:
     return np.ascontiguousarray(lanes.transpose(0, 2, 1)).reshape(-1, blocks.shape[1]), blocks[:, :, 2 * TILE :]
 
 
-def _plane_slots(fmt: AffineFormat) -> list[tuple[int, int, int, int]]:
-    """``(bit of the code, width, operand, vector, ...)`` flattened: see the module's layout."""
-    slots, low = [], 0
-    for width in fmt.planes:
-        slots += [(low, width, j, j % width) for j in range(OPERANDS)]
-        low += width
-    return slots
-
-
 def _pack_planes(fmt: AffineFormat, q: U8) -> U8:
-    tiles, _, blocks, steps = q.shape[:4]
-    vectors = np.zeros((tiles, blocks, steps, sum(fmt.planes), TILE, 4), np.uint8)
-    for low, width, j, vector in _plane_slots(fmt):
-        bits = q[:, :, :, :, j] >> low & (1 << width) - 1
-        vectors[:, :, :, low + vector] |= bits.transpose(0, 2, 3, 1, 4) << width * (j // width)
-    return vectors.reshape(tiles, blocks, -1)
+    """Codes ``[tiles, 32, blocks, block]`` to ``[tiles, blocks, bytes]``; four codes are handled as one word."""
+    tiles, _, blocks, _ = q.shape
+    words = np.ascontiguousarray(q).view(np.uint32).reshape(tiles, TILE, -1, OPERANDS)
+    words = words.transpose(0, 2, 3, 1).copy()
+    if fmt.planes == (8,):
+        return words.view(np.uint8).reshape(tiles, blocks, -1)
+    vectors = np.zeros((tiles, words.shape[1], sum(fmt.planes), TILE), np.uint32)
+    for low, width in _planes(fmt):
+        plane = words >> np.uint32(low) & _each_byte(width)
+        for shift, operands in _turns(width):
+            vectors[:, :, low : low + width] |= plane[:, :, operands] << shift
+    return vectors.view(np.uint8).reshape(tiles, blocks, -1)
 
 
 def _unpack_planes(fmt: AffineFormat, packed: U8) -> U8:
-    tiles, blocks = packed.shape[:2]
-    vectors = packed.reshape(tiles, blocks, fmt.block // STEP, sum(fmt.planes), TILE, 4)
-    q = np.zeros((tiles, TILE, blocks, fmt.block // STEP, OPERANDS, 4), np.uint8)
-    for low, width, j, vector in _plane_slots(fmt):
-        bits = vectors[:, :, :, low + vector] >> width * (j // width) & (1 << width) - 1
-        q[:, :, :, :, j] |= bits.transpose(0, 3, 1, 2, 4) << low
-    return q.reshape(tiles * TILE, -1)
+    """The inverse of :func:`_pack_planes`, as ``[tiles * 32, K]``."""
+    tiles = packed.shape[0]
+    vectors = np.ascontiguousarray(packed).view(np.uint32).reshape(tiles, -1, sum(fmt.planes), TILE)
+    words = np.zeros((tiles, vectors.shape[1], OPERANDS, TILE), np.uint32)
+    for low, width in _planes(fmt):
+        for shift, operands in _turns(width):
+            words[:, :, operands] |= (vectors[:, :, low : low + width] >> shift & _each_byte(width)) << np.uint32(low)
+    return words.transpose(0, 3, 1, 2).copy().view(np.uint8).reshape(tiles * TILE, -1)
+
+
+def _planes(fmt: AffineFormat) -> Iterator[tuple[int, int]]:
+    """The planes' lowest bit of a code, which is also their first vector, and their width."""
+    low = 0
+    for width in fmt.planes:
+        yield low, width
+        low += width
+
+
+def _turns(width: int) -> Iterator[tuple[np.uint32, slice]]:
+    """Shifts of a plane's vectors, and the operands that they bring to the lowest bits."""
+    return ((np.uint32(first), slice(first, first + width)) for first in range(0, OPERANDS, width))
+
+
+def _each_byte(width: int) -> np.uint32:
+    """A mask of the low ``width`` bits of each byte of a word."""
+    return np.uint32(((1 << width) - 1) * 0x01010101)
 
 
 def _pack_factors(fmt: AffineFormat, codes: Codes) -> npt.NDArray[np.uint32]:

@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import numpy as np
 
-from ryzc.formats.weight_format import U8, AffineFormat, Codes
+from ryzc.formats import bits
+from ryzc.formats.weight_format import F32, U8, AffineFormat, Codes
 
 
 class _Q4_0(AffineFormat):
     def parse(self, stored: U8) -> Codes:
-        n = stored.shape[0]
-        blocks = stored.reshape(n, -1, 18)
-        nibbles = blocks[:, :, 2:]
-        q = np.concatenate([nibbles & 15, nibbles >> 4], axis=2)
-        d = np.ascontiguousarray(blocks[:, :, :2]).view(np.float16)[:, :, 0]
-        return Codes(q=q.reshape(n, -1), d=d)
+        d, nibbles = bits.cut(stored, (2, 16))
+        return Codes(q=bits.spread(nibbles, 4, 16).reshape(len(stored), -1), d=bits.from_half(d))
 
     def unparse(self, codes: Codes) -> U8:
-        n = codes.q.shape[0]
-        q = codes.q.reshape(n, -1, 2, 16)
-        d = np.ascontiguousarray(codes.d)[:, :, None].view(np.uint8)
-        return np.concatenate([d, q[:, :, 0] | q[:, :, 1] << 4], axis=2).reshape(n, -1)
+        q = codes.q.reshape(len(codes.q), -1, 32)
+        return bits.join([bits.to_half(codes.d), bits.gather(q, 4, 16)])
+
+    def quantize(self, weights: F32) -> U8:
+        """The element of largest magnitude becomes code 0, so that its value is exact but for ``d``'s rounding."""
+        blocks = self.blocks(weights)
+        largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2, keepdims=True), axis=2)
+        scales = largest / np.float32(-8)
+        d = bits.round_to_half(scales[:, :, 0], self.name)
+        q = blocks * bits.reciprocal(scales) + np.float32(8.5)
+        return self.unparse(Codes(q=q.astype(np.uint8).clip(0, 15).reshape(weights.shape), d=d))
 
 
 FORMAT = _Q4_0(name="q4_0", block=32, block_bytes=18, planes=(4,), zero=8)

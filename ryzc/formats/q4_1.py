@@ -8,24 +8,31 @@ from __future__ import annotations
 
 import numpy as np
 
-from ryzc.formats.weight_format import U8, AffineFormat, Codes
+from ryzc.formats import bits
+from ryzc.formats.weight_format import F32, U8, AffineFormat, Codes
 
 
 class _Q4_1(AffineFormat):
     def parse(self, stored: U8) -> Codes:
-        n = stored.shape[0]
-        blocks = stored.reshape(n, -1, 20)
-        nibbles = blocks[:, :, 4:]
-        q = np.concatenate([nibbles & 15, nibbles >> 4], axis=2)
-        scales = np.ascontiguousarray(blocks[:, :, :4]).view(np.float16)
-        return Codes(q=q.reshape(n, -1), d=scales[:, :, 0].copy(), m=scales[:, :, 1].copy())
+        d, m, nibbles = bits.cut(stored, (2, 2, 16))
+        q = bits.spread(nibbles, 4, 16).reshape(len(stored), -1)
+        return Codes(q=q, d=bits.from_half(d), m=bits.from_half(m))
 
     def unparse(self, codes: Codes) -> U8:
-        n = codes.q.shape[0]
-        q = codes.q.reshape(n, -1, 2, 16)
         assert codes.m is not None
-        scales = np.stack([codes.d, codes.m], axis=2).view(np.uint8)
-        return np.concatenate([scales, q[:, :, 0] | q[:, :, 1] << 4], axis=2).reshape(n, -1)
+        q = codes.q.reshape(len(codes.q), -1, 32)
+        return bits.join([bits.to_half(codes.d), bits.to_half(codes.m), bits.gather(q, 4, 16)])
+
+    def quantize(self, weights: F32) -> U8:
+        """The smallest element becomes code 0 and the largest code 15."""
+        blocks = self.blocks(weights)
+        smallest = blocks.min(axis=2, keepdims=True)
+        with np.errstate(over="ignore", invalid="ignore"):
+            scales = (blocks.max(axis=2, keepdims=True) - smallest) / np.float32(15)
+        d = bits.round_to_half(scales[:, :, 0], self.name)
+        m = bits.round_to_half(smallest[:, :, 0], self.name)
+        q = (blocks - smallest) * bits.reciprocal(scales) + np.float32(0.5)
+        return self.unparse(Codes(q=q.astype(np.uint8).clip(0, 15).reshape(weights.shape), d=d, m=m))
 
 
 FORMAT = _Q4_1(name="q4_1", block=32, block_bytes=20, planes=(4,), min_sign=1)

@@ -7,21 +7,32 @@ from __future__ import annotations
 
 import numpy as np
 
-from ryzc.formats.weight_format import U8, AffineFormat, Codes
+from ryzc.formats import bits
+from ryzc.formats.weight_format import F32, U8, AffineFormat, Codes
+
+_SIGN = np.uint8(0x80)
 
 
 class _Q8_0(AffineFormat):
     def parse(self, stored: U8) -> Codes:
-        n = stored.shape[0]
-        blocks = stored.reshape(n, -1, 34)
-        d = np.ascontiguousarray(blocks[:, :, :2]).view(np.float16)[:, :, 0]
-        return Codes(q=(blocks[:, :, 2:] ^ 0x80).reshape(n, -1), d=d)
+        d, q = bits.cut(stored, (2, 32))
+        return Codes(q=(q ^ _SIGN).reshape(len(stored), -1), d=bits.from_half(d))
 
     def unparse(self, codes: Codes) -> U8:
-        n = codes.q.shape[0]
-        q = codes.q.reshape(n, -1, 32) ^ 0x80
-        d = np.ascontiguousarray(codes.d)[:, :, None].view(np.uint8)
-        return np.concatenate([d, q], axis=2).reshape(n, -1)
+        q = codes.q.reshape(len(codes.q), -1, 32)
+        return bits.join([bits.to_half(codes.d), q ^ _SIGN])
+
+    def quantize(self, weights: F32) -> U8:
+        """The largest magnitude becomes 127; halves round away from zero."""
+        blocks = self.blocks(weights)
+        scales = np.abs(blocks).max(axis=2, keepdims=True) / np.float32(127)
+        d = bits.round_to_half(scales[:, :, 0], self.name)
+        scaled = blocks * bits.reciprocal(scales)
+        magnitude = np.abs(scaled)
+        whole = np.floor(magnitude)
+        whole += magnitude - whole >= np.float32(0.5)
+        q = np.copysign(whole, scaled).astype(np.int8).view(np.uint8)
+        return self.unparse(Codes(q=(q ^ _SIGN).reshape(weights.shape), d=d))
 
 
 FORMAT = _Q8_0(name="q8_0", block=32, block_bytes=34, planes=(8,), zero=128)

@@ -23,6 +23,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ryzc.errors import UnsupportedError
+
 U8: TypeAlias = npt.NDArray[np.uint8]
 F32: TypeAlias = npt.NDArray[np.float32]
 
@@ -78,6 +80,15 @@ class WeightFormat(ABC):
     def decode(self, stored: U8) -> F32:
         """The meaning: stored ``uint8 [..., row_bytes]`` to ``float32 [..., K]``."""
 
+    def quantize(self, weights: F32) -> U8:
+        """``float32 [N, K]`` to stored ``uint8 [N, row_bytes]``, rounded as the format's file says.
+
+        Raises:
+            UnsupportedError: where ryzc only reads this format, or it cannot hold a value.
+            ValueError: where ``K`` is no multiple of ``block``.
+        """
+        raise UnsupportedError(f"ryzc reads weights in {self.name}, but does not make them")
+
 
 @dataclass(frozen=True)
 class FloatFormat(WeightFormat):
@@ -122,15 +133,24 @@ class AffineFormat(WeightFormat):
     def meaning(self, codes: Codes) -> F32:
         """``float32 [N, K]`` of the fields, by the formula of the module."""
         n, k = codes.q.shape
-        q = codes.q.astype(np.float32) - np.float32(self.zero)
+        groups = self.block // self.group
 
-        def spread(per_block: npt.NDArray[np.float16], factor: npt.NDArray[np.int8] | None) -> F32:
-            values = np.repeat(per_block.astype(np.float32), self.block // self.group, axis=1)
-            if factor is not None:
-                values = values * factor.astype(np.float32)
-            return np.repeat(values, self.group, axis=1)
+        def by_group(per_block: npt.NDArray[np.float16], factor: npt.NDArray[np.int8] | None) -> F32:
+            values = per_block.astype(np.float32).reshape(n, -1, 1, 1)
+            return values if factor is None else values * factor.astype(np.float32).reshape(n, -1, groups, 1)
 
-        w = spread(codes.d, codes.s) * q
+        w = codes.q.astype(np.float32).reshape(n, -1, groups, self.group)
+        w -= np.float32(self.zero)
+        w *= by_group(codes.d, codes.s)
         if codes.m is not None:
-            w = w + np.float32(self.min_sign) * spread(codes.m, codes.t)
+            w += np.float32(self.min_sign) * by_group(codes.m, codes.t)
         return w.reshape(n, k)
+
+    def blocks(self, weights: F32) -> F32:
+        """``float32 [N, K]`` as ``[N, K / block, block]``.
+
+        Raises:
+            ValueError: where ``K`` is no multiple of ``block``.
+        """
+        self.row_bytes(weights.shape[1])
+        return np.asarray(weights, np.float32).reshape(len(weights), -1, self.block)
