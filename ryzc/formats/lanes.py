@@ -14,7 +14,8 @@ An affine tile is a run of blocks, each
 Byte ``i`` of a lane's word belongs to element ``4 * j + i`` of the 32, where operand ``j`` of a
 plane of width ``b`` is vector ``j % b`` shifted right by ``b * (j // b)``.
 
-A float tile is ``[K][32 rows]`` of its elements. Rows past ``N`` in the last tile are zero bits.
+A float tile is ``[K][32 rows]`` of its elements. Rows past ``N`` in the last tile are those whose stored
+bytes are all zero, and so is their meaning.
 """
 
 from __future__ import annotations
