@@ -27,7 +27,7 @@ _KV_WIDTHS = {"f16": 2, "f32": 4}
 
 
 @dataclass(frozen=True)
-class Test:
+class Workload:
     """One row of the table.
 
     Attributes:
@@ -65,16 +65,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A test's repetitions.
+    """A workload's repetitions.
 
     Attributes:
-        test: what was measured.
+        workload: what was measured.
         samples: one a repetition.
         bytes_per_token: weights, keys and values that a generated token has to read.
         macs_per_token: multiply-accumulates of the linear layers for one token.
     """
 
-    test: Test
+    workload: Workload
     samples: tuple[Sample, ...]
     bytes_per_token: float
     macs_per_token: float
@@ -111,44 +111,44 @@ class Measurement:
         return statistics.fmean(s.tokens_per_second * self.macs_per_token / s.int8 for s in self.samples)
 
 
-def tests(
+def workloads(
     prompts: Sequence[int], generations: Sequence[int], depths: Sequence[int], threads: Sequence[int]
-) -> list[Test]:
+) -> list[Workload]:
     """Every combination, grouped by threads as llama-bench does; lengths of 0 are left out.
 
     Raises:
         UsageError: nothing is left.
     """
     kinds = [*(("pp", n) for n in prompts), *(("tg", n) for n in generations)]
-    result = [Test(kind, n, depth, count) for count in threads for depth in depths for kind, n in kinds if n > 0]
+    result = [Workload(kind, n, depth, count) for count in threads for depth in depths for kind, n in kinds if n > 0]
     if not result:
         raise UsageError("there is nothing to measure", hint="set -p or -n above 0")
     return result
 
 
-def run(bundle: Bundle | str | Path, wanted: Sequence[Test], *, repetitions: int = 5) -> Iterator[Measurement]:
-    """Measure one test after the other.
+def run(bundle: Bundle | str | Path, wanted: Sequence[Workload], *, repetitions: int = 5) -> Iterator[Measurement]:
+    """Measure one workload after the other.
 
     Raises:
-        UsageError: a test does not fit into the model's context, or an argument is out of range.
+        UsageError: a workload does not fit into the model's context, or an argument is out of range.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     if repetitions < 1:
         raise UsageError(f"{repetitions} repetitions measure nothing", hint="set -r to 1 or more")
-    context = max(test.depth + test.tokens for test in wanted)
-    if min(min(test.tokens, test.depth + 1) for test in wanted) < 1:
-        raise UsageError("a test needs at least one token and no negative depth")
+    context = max(workload.depth + workload.tokens for workload in wanted)
+    if min(min(workload.tokens, workload.depth + 1) for workload in wanted) < 1:
+        raise UsageError("a workload needs at least one token and no negative depth")
     if context > opened.plan.context_length:
         raise UsageError(
-            f"a test of {context} tokens does not fit into this model's context of {opened.plan.context_length}",
+            f"a workload of {context} tokens does not fit into this model's context of {opened.plan.context_length}",
             hint="lower -p, -n or -d",
         )
-    for threads in dict.fromkeys(test.threads for test in wanted):
+    for threads in dict.fromkeys(workload.threads for workload in wanted):
         with CompiledModel(opened, context=context, threads=threads) as model:
             runner = _Runner(model)
-            for test in wanted:
-                if test.threads == threads:
-                    yield runner.measure(test, repetitions)
+            for workload in wanted:
+                if workload.threads == threads:
+                    yield runner.measure(workload, repetitions)
 
 
 class _Runner:
@@ -161,24 +161,27 @@ class _Runner:
             np.random.default_rng(0).integers(0, model.vocab_size, model.context).astype(np.int32)
         )
 
-    def measure(self, test: Test, repetitions: int) -> Measurement:
-        self._prompt(0, test.depth)
-        self._prompt(test.depth, min(test.tokens, self.model.max_tokens))  # warms up
+    def measure(self, workload: Workload, repetitions: int) -> Measurement:
+        self._prompt(0, workload.depth)
+        self._prompt(workload.depth, min(workload.tokens, self.model.max_tokens))  # warms up
         samples = []
         before = self._roofline()
         for _ in range(repetitions):
             start = time.perf_counter()
-            if test.kind == "pp":
-                self._prompt(test.depth, test.tokens)
+            if workload.kind == "pp":
+                self._prompt(workload.depth, workload.tokens)
             else:
-                self._generate(test.depth, test.tokens)
+                self._generate(workload.depth, workload.tokens)
             seconds = time.perf_counter() - start
             after = self._roofline()
             read, int8 = ((a + b) / 2 for a, b in zip(before, after, strict=True))
-            samples.append(Sample(test.tokens / seconds, read, int8))
+            samples.append(Sample(workload.tokens / seconds, read, int8))
             before = after
         return Measurement(
-            test, tuple(samples), bytes_per_token(self.model.plan, test), macs_per_token(self.model.plan, test)
+            workload,
+            tuple(samples),
+            bytes_per_token(self.model.plan, workload),
+            macs_per_token(self.model.plan, workload),
         )
 
     def _prompt(self, start: int, count: int) -> None:
@@ -217,13 +220,13 @@ def kv_bytes(kv: KVSpec, position: int) -> int:
     return sum(visible) * 2 * kv.kv_heads * kv.head_dim * _KV_WIDTHS[kv.dtype]
 
 
-def bytes_per_token(plan: Plan, test: Test) -> float:
-    """Mean bytes that a token of a test needs, were each token a step of its own."""
-    positions = range(test.depth, test.depth + test.tokens)
+def bytes_per_token(plan: Plan, workload: Workload) -> float:
+    """Mean bytes that a token of a workload needs, were each token a step of its own."""
+    positions = range(workload.depth, workload.depth + workload.tokens)
     return weight_bytes(plan) + statistics.fmean(kv_bytes(plan.kv, position) for position in positions)
 
 
-def macs_per_token(plan: Plan, test: Test) -> float:
-    """Mean multiply-accumulates of the linear layers for a token of a test; a prompt has one row of logits."""
-    heads = 1 if test.kind == "pp" else test.tokens
-    return plan.macs_per_token + plan.head_macs * heads / test.tokens
+def macs_per_token(plan: Plan, workload: Workload) -> float:
+    """Mean multiply-accumulates of the linear layers for a token of a workload; a prompt has one row of logits."""
+    heads = 1 if workload.kind == "pp" else workload.tokens
+    return plan.macs_per_token + plan.head_macs * heads / workload.tokens

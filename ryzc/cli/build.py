@@ -1,0 +1,41 @@
+"""``ryzc build``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ryzc.cli import _terminal
+from ryzc.cli._cache import STAGES
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The bundle's directory; by default NAME.ryzc here."
+)
+@click.option(
+    "--target", default="native", show_default=True, help="CPUs to compile for, see `ryzc targets`; several by comma."
+)
+@click.option(
+    "--activations",
+    type=click.Choice(["int8", "f32"]),
+    default="int8",
+    show_default=True,
+    help="What linear layers compute with; f32 is exact and slow.",
+)
+def command(source: str, output: Path | None, target: str, activations: str) -> None:
+    """Compile a model into a bundle.
+
+    SRC is a GGUF file, a named sample (see `ryzc pull --help`) or hf:ORG/REPO[:FILE].
+    """
+    from ryzc.build import build
+    from ryzc.errors import UsageError
+
+    names = tuple(name.strip() for name in target.split(","))
+    if not all(names):
+        raise UsageError(f"--target {target!r} holds an empty name", hint="separate names by single commas")
+    with _terminal.progress(STAGES) as update:
+        bundle = build(source, output, targets=names, activations=activations, progress=update)
+    click.echo(bundle)
