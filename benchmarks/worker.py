@@ -33,11 +33,7 @@ class Worker:
     def __init__(self, name: str, model: Path, *, threads: int, context: int) -> None:
         self.name = name
         command = [sys.executable, "-m", "benchmarks.worker", name, str(model), str(threads), str(context)]
-        # Threads of an OpenMP pool otherwise spin for a while after their work, into the next peer's time.
-        environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=_ROOT
-        )
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=_ROOT)
         self._read()
 
     def call(self, method: str, **arguments: Any) -> Any:

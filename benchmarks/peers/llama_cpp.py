@@ -20,9 +20,11 @@ MICROBATCH = 512
 _LOAD_INTO_MEMORY = 0  # LLAMA_LOAD_MODE_NONE
 
 
-@lib.llama_log_callback
-def _silent(level: int, text: bytes, data: Any) -> None:
+def _ignore(level: int, text: bytes, data: Any) -> None:
     del level, text, data
+
+
+_SILENT = lib.llama_log_callback(_ignore)  # kept here, or it would be freed while llama.cpp holds it
 
 
 class LlamaCpp:
@@ -42,7 +44,7 @@ class LlamaCpp:
     def __init__(
         self, model: Path, *, threads: int, context: int, kv: str = "f16", flash_attention: bool | None = None
     ) -> None:
-        lib.llama_log_set(_silent, ctypes.c_void_p(0))
+        lib.llama_log_set(_SILENT, ctypes.c_void_p(0))
         lib.llama_backend_init()
         self.threads, self.context, self.kv, self.flash_attention = threads, context, kv, flash_attention
         wanted = lib.llama_model_default_params()
@@ -78,6 +80,8 @@ class LlamaCpp:
             Seconds that llama.cpp took, filling of its batch left out.
         """
         batch, count = self._batch, len(tokens)
+        if self._length + count > self.context:
+            raise RuntimeError(f"{self._length + count} tokens do not fit into a context of {self.context}")
         batch.n_tokens = count
         for i, token in enumerate(tokens):
             batch.token[i] = token

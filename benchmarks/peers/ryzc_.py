@@ -11,6 +11,7 @@ import numpy as np
 
 import ryzc
 from ryzc.bundle.plan import Plan
+from ryzc.runtime import bench
 from ryzc.runtime.step import CompiledModel
 
 
@@ -52,6 +53,12 @@ class Ryzc:
         seconds, macs = self._model.probe_int8(threads=threads)
         return macs / seconds
 
+    def work(self, prompt: int, generate: int, depth: int) -> float:
+        """What a test needs at least: multiply-accumulates of a prompt, or bytes read by tokens generated singly."""
+        plan, tokens = self._model.plan, prompt or generate
+        test = bench.Test("pp" if prompt else "tg", tokens, depth, self._model.threads)
+        return tokens * (bench.macs_per_token(plan, test) if prompt else bench.bytes_per_token(plan, test))
+
     def about(self) -> dict[str, str | int | float]:
         plan = self._model.plan
         return {
@@ -63,27 +70,10 @@ class Ryzc:
             "activations": plan.activations,
             "formats": _formats(plan),
             "vocab_size": plan.vocab_size,
-            "bytes_per_token": _bytes_per_token(plan),
-            "macs_per_token": plan.macs_per_token,
-            "head_macs": plan.head_macs,
         }
 
     def close(self) -> None:
         self._model.close()
-
-
-def _bytes_per_token(plan: Plan) -> int:
-    """Bytes of weights that one token reads: all but a table that is only looked up."""
-    families = {kernel.symbol: kernel.family for kernel in plan.kernels}
-    read = {
-        operand.name
-        for phase in plan.phases
-        for call in phase
-        if families[call.kernel] != "embedding"
-        for operand in call.operands
-        if operand.space == "weights"
-    }
-    return sum(weight.bytes for weight in plan.weights if weight.name in read)
 
 
 def _formats(plan: Plan) -> str:
