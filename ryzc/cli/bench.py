@@ -58,10 +58,9 @@ def command(
 ) -> None:
     """Measure speed, beside what this machine can do.
 
-    The tests are llama-bench's.
-    -p, -n, -d and -t take lists such as 128,512. Around every repetition the machine's read bandwidth
-    and int8 peak are measured too. A prompt's share is of the int8 peak (linear layers only), a
-    generation's share is of the read bandwidth (weights, keys and values).
+    The tests are llama-bench's; -p, -n, -d and -t take lists such as 128,512. Around every repetition
+    the machine's read bandwidth and int8 peak are measured too. A prompt's share is of the int8 peak
+    (linear layers only), a generation's share is of the read bandwidth (weights, keys and values).
     """
     from ryzc import targets
     from ryzc.bundle import Bundle

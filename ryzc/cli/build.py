@@ -8,6 +8,7 @@ import click
 
 from ryzc.cli import _terminal
 from ryzc.cli._cache import STAGES
+from ryzc.errors import UsageError
 
 
 @click.command()
@@ -30,12 +31,11 @@ def command(source: str, output: Path | None, target: str, activations: str) -> 
 
     SRC is a GGUF file, a named sample (see `ryzc pull --help`) or hf:ORG/REPO[:FILE].
     """
-    from ryzc.build import build
-    from ryzc.errors import UsageError
-
     names = tuple(name.strip() for name in target.split(","))
     if not all(names):
         raise UsageError(f"--target {target!r} holds an empty name", hint="separate names by single commas")
+    from ryzc.build import build
+
     with _terminal.progress(STAGES) as update:
         bundle = build(source, output, targets=names, activations=activations, progress=update)
     click.echo(bundle)
