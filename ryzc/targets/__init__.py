@@ -59,7 +59,8 @@ def best(among: Iterable[str], cpu: Cpu) -> Target:
     """
     wanted = set(among)
     lacking = []
-    for target in TARGETS:
+    # The features do not tell Zen 1 from Zen 2: code tuned for a later CPU than this comes last.
+    for target in sorted(TARGETS, key=lambda target: cpu.zen is not None and (target.zen or 0) > cpu.zen):
         if target.name in wanted:
             missing = runnable(target, cpu)
             if not missing:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ryzc.errors import TargetError
 from ryzc.targets import cpuid, cpuinfo, topology
 from ryzc.targets.identity import Identity, zen_generation
-from ryzc.targets.table import find
+from ryzc.targets.table import Target, find
 from ryzc.targets.topology import Topology
 
 OVERRIDE = "RYZC_CPU"
@@ -71,16 +71,18 @@ def detect(
     features = frozenset(cpuid.FEATURES) & identity.features
     if told is not None:
         features &= told.features
+    zen = zen_generation(identity)
     pretended = environ.get(OVERRIDE) or None
     if pretended is not None:
-        features = _pretend(pretended, identity.name, features)
+        target = _pretend(pretended, identity.name, features)
+        features, zen = target.features, target.zen
     layout = topology.read(root, affinity)
     return Cpu(
         vendor=identity.vendor,
         name=identity.name,
         family=identity.family,
         model=identity.model,
-        zen=zen_generation(identity),
+        zen=zen,
         features=features,
         topology=layout,
         threads=layout.default_threads(),
@@ -88,8 +90,8 @@ def detect(
     )
 
 
-def _pretend(name: str, cpu: str, features: frozenset[str]) -> frozenset[str]:
-    """The features of a named target, all of which the CPU must have."""
+def _pretend(name: str, cpu: str, features: frozenset[str]) -> Target:
+    """The named target, all of whose features the CPU must have."""
     try:
         target = find(name)
     except TargetError as error:
@@ -100,4 +102,4 @@ def _pretend(name: str, cpu: str, features: frozenset[str]) -> frozenset[str]:
             f"{OVERRIDE}={name}: this CPU ({cpu}) lacks {', '.join(sorted(missing))}",
             hint=f"{OVERRIDE} only names a lesser CPU than this one; unset it",
         )
-    return target.features
+    return target

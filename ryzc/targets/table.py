@@ -58,6 +58,7 @@ class Target:
         products: examples of such CPUs.
         l1d, l2: bytes of the data caches of a core.
         l3: bytes of the L3 cache that the cores of one CCX share, on the usual desktop part.
+        zen: the Zen generation that LLVM tunes its code for.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Target:
     l1d: int
     l2: int
     l3: int
+    zen: int | None = None
 
     @property
     def avx_vnni(self) -> bool:
@@ -89,6 +91,7 @@ TARGETS = (
         l1d=48 * KIB,
         l2=1 * MIB,
         l3=32 * MIB,
+        zen=5,
     ),
     Target(
         name="znver4",
@@ -101,6 +104,7 @@ TARGETS = (
         l1d=32 * KIB,
         l2=1 * MIB,
         l3=32 * MIB,
+        zen=4,
     ),
     Target(
         name="x86-64-v4",
@@ -125,6 +129,7 @@ TARGETS = (
         l1d=32 * KIB,
         l2=512 * KIB,
         l3=32 * MIB,
+        zen=3,
     ),
     Target(
         name="znver2",
@@ -137,6 +142,7 @@ TARGETS = (
         l1d=32 * KIB,
         l2=512 * KIB,
         l3=16 * MIB,
+        zen=2,
     ),
     Target(
         name="znver1",
@@ -149,6 +155,7 @@ TARGETS = (
         l1d=32 * KIB,
         l2=512 * KIB,
         l3=8 * MIB,
+        zen=1,
     ),
     Target(
         name="x86-64-v3",
