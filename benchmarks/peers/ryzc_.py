@@ -56,8 +56,8 @@ class Ryzc:
     def work(self, prompt: int, generate: int, depth: int) -> float:
         """What a test needs at least: multiply-accumulates of a prompt, or bytes read by tokens generated singly."""
         plan, tokens = self._model.plan, prompt or generate
-        test = bench.Test("pp" if prompt else "tg", tokens, depth, self._model.threads)
-        return tokens * (bench.macs_per_token(plan, test) if prompt else bench.bytes_per_token(plan, test))
+        workload = bench.Workload("pp" if prompt else "tg", tokens, depth, self._model.threads)
+        return tokens * (bench.macs_per_token(plan, workload) if prompt else bench.bytes_per_token(plan, workload))
 
     def about(self) -> dict[str, str | int | float]:
         plan = self._model.plan

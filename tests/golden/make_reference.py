@@ -74,10 +74,9 @@ class Transformers:
     """A GGUF file in transformers, dequantized to float32."""
 
     def __init__(self, model: Path) -> None:
-        transformers.utils.logging.disable_progress_bar()
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(
+        self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             model.parent, gguf_file=model.name, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
+        )
 
     def logits(self, tokens: Sequence[int]) -> F32:
         """Logits ``float32 [T, V]`` after each token, in one pass without a cache."""
@@ -119,7 +118,7 @@ def prompts(name: str, engine: LlamaCpp, chat_template: str | None) -> list[tupl
                 raise SystemExit(f"prompt {entry['name']} is a chat turn, and {name} has no chat template")
             content = entry.get("user") or f"{asked['long'][entry['user_from']].strip()}\n\n{entry['question']}"
             turns = [[{"role": "user", "content": content}]]
-            rendered, _ = render_jinja_template(turns, chat_template=chat_template, add_generation_prompt=True)
+            rendered = render_jinja_template(turns, chat_template=chat_template, add_generation_prompt=True)[0]
             tokens = engine.tokenize(rendered[0], special=True)
         else:
             text = entry.get("text") or asked["long"][entry["text_from"]].strip()
@@ -299,7 +298,7 @@ def make(name: str, model: Path, *, threads: int) -> list[Path]:
     }
     written = [golden.FOLDER / f"{name}.json", golden.FOLDER / f"{name}.npz"]
     written[0].write_text(_json(facts), encoding="utf-8")
-    np.savez_compressed(written[1], **arrays)
+    np.savez_compressed(written[1], allow_pickle=False, **arrays)
     return written
 
 
