@@ -164,7 +164,7 @@ def text(report: dict[str, Any]) -> str:
         ["scratch", size(memory["scratch"])],
         ["total", size(memory["total"])],
     ]
-    kernels = [[k["symbol"], k["family"], f"{k['calls']} calls"] for k in report["kernels"]]
+    kernels = [[k["symbol"], k["family"], f"× {k['calls']}"] for k in report["kernels"]]
     sections = [
         (f"{report['kind']} {report['path']}", facts),
         ("weights", kept),

@@ -128,25 +128,24 @@ class Sampler:
             InternalError: a logit that decides the choice is not finite, or candidates are missing.
         """
         needed = self._needed()
+        recent = np.fromiter(set(self._recent), np.int64)
         if needed:
             if result.ids.shape[1] < needed:
                 raise InternalError(f"sampling needs {needed} candidates, the step found {result.ids.shape[1]}")
-            ids, logits = result.ids[row, :needed], result.logits[row, :needed]
+            ids, found = result.ids[row, :needed], result.logits[row, :needed]
+            penalized = np.flatnonzero(np.isin(ids, recent))
         else:
-            logits = result.full(row)
-            ids = np.arange(len(logits), dtype=np.int32)
-        if not np.isfinite(logits).all():
+            found = result.full(row)
+            ids, penalized = np.arange(len(found), dtype=np.int32), recent
+        if not np.isfinite(found).all():
             raise InternalError("the model computed logits that are not finite")
-        chosen = self._choose(ids, self._penalized(ids, logits.astype(np.float64)))
+        logits = found.astype(np.float64)
+        if len(penalized):
+            before, factor = logits[penalized], self.params.repeat_penalty
+            logits[penalized] = np.where(before > 0, before / factor, before * factor)
+        chosen = self._choose(ids, logits)
         self.accept(chosen)
         return chosen
-
-    def _penalized(self, ids: npt.NDArray[np.int32], logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        if not self._recent:
-            return logits
-        factor = self.params.repeat_penalty
-        lowered = np.where(logits > 0, logits / factor, logits * factor)
-        return np.where(np.isin(ids, list(set(self._recent))), lowered, logits)
 
     def _choose(self, ids: npt.NDArray[np.int32], logits: npt.NDArray[np.float64]) -> int:
         p = self.params
