@@ -181,6 +181,10 @@ class Value:
         """Largest float lane."""
         return self._fold(lambda a, b: a.maximum(b))
 
+    def smallest(self) -> Value:
+        """Smallest signed integer lane."""
+        return self._fold(lambda a, b: a.compare("<", b).select(a, b))
+
     def maximum(self, other: Value | Number) -> Value:
         """Per lane the larger float; either operand where the other is a NaN."""
         return self.fn.intrinsic("llvm.maxnum", self.type, self, self.fn.value(self._operand(other)))

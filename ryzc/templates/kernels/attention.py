@@ -19,7 +19,7 @@ from llvmlite import ir
 
 from ryzc.codegen.isa import Isa
 from ryzc.codegen.vector import F32, I32, I64, Function, Value, vec
-from ryzc.templates.kernels.kernel import Kernel, begin, context_field, share
+from ryzc.templates.kernels.kernel import Kernel, begin, context_field, require_multiple, share
 from ryzc.templates.kernels.pages import Pages
 from ryzc.templates.kernels.scalar_math import exp
 
@@ -35,10 +35,11 @@ class Attention(Kernel):
 
     Attributes:
         heads, kv_heads, head_dim: of the layer; ``head_dim`` is a multiple of 16.
-        page_tokens, page_bytes, dtype: of the cache; pages hold 32 tokens.
+        page_tokens, page_bytes, dtype: of the cache; ``page_tokens`` is a multiple of 16.
         scale: factor of the scores.
         window: how many tokens back attention reaches, the query's own included; 0 is all.
-        group: query heads of one KV head that a work item takes together, sharing its loads.
+        group: query heads of one KV head that a work item takes together, sharing its loads; changes
+            no bit of the result.
     """
 
     heads: int
@@ -52,6 +53,10 @@ class Attention(Kernel):
     group: int
 
     operands: ClassVar[tuple[str, ...]] = ("q", "cache", "out")
+
+    def __post_init__(self) -> None:
+        require_multiple(self, LANES, head_dim=self.head_dim, page_tokens=self.page_tokens)
+        require_multiple(self, self.kv_heads * self.group, heads=self.heads)
 
     @property
     def vectors(self) -> int:
@@ -100,7 +105,8 @@ class Attention(Kernel):
                         fn.store(chance, chances, 4 * (g * self.page_tokens + v * LANES), align=64)
                     highest[g] = best
                     scales.append(scale)
-                self._add_values(fn, isa, pages, keys, position - base, chances, sums, scales)
+                slots = self._slots(fn, position - base)
+                self._add_values(fn, isa, pages, keys, slots, chances, sums, scales)
                 page.values = [*highest, *totals]
             for g, total in enumerate(page.results[self.group :]):
                 inverse = (fn.const(F32, 1.0) / total.sum()).splat(LANES)
@@ -126,22 +132,38 @@ class Attention(Kernel):
         return visible
 
     def _scores(self, fn: Function, isa: Isa, pages: Pages, q: Value, keys: Value) -> list[list[Value]]:
-        """``sum over d of q[d] * key[d]``, ``[head][vector of keys]``."""
-        count = self.group * self.vectors
+        """``sum over d of q[d] * key[d]``, ``[head][vector of keys]``, for as many heads at a time as fit."""
+        width = max(1, (4 if isa.registers == 32 else 1) * 2 // self.vectors)
+        scores: list[list[Value]] = []
+        for first in range(0, self.group, width):
+            scores += self._head_scores(fn, pages, q, keys, range(first, min(first + width, self.group)))
+        return scores
+
+    def _head_scores(self, fn: Function, pages: Pages, q: Value, keys: Value, heads: range) -> list[list[Value]]:
+        count = len(heads) * self.vectors
         with fn.loop(0, self.head_dim, 2, [fn.const(ROW, 0.0)] * (2 * count)) as d:
             # Even and odd elements apart: twice the independent sums hide the latency of the FMA.
             values = list(d.values)
             for odd in range(2):
                 row = fn.at(keys, d.index * (self.page_tokens * pages.size), odd * self.page_tokens * pages.size)
                 k = [pages.load(row, LANES, v * LANES * pages.size) for v in range(self.vectors)]
-                for g in range(self.group):
+                for i, g in enumerate(heads):
                     query = fn.load(F32, q, d.index << 2, 4 * (odd + g * self.head_dim), align=4).splat(LANES)
                     for v in range(self.vectors):
-                        at = odd * count + g * self.vectors + v
+                        at = odd * count + i * self.vectors + v
                         values[at] = fn.fma(query, k[v], values[at])
             d.values = values
         joined = [d.results[i] + d.results[count + i] for i in range(count)]
-        return [joined[g * self.vectors : (g + 1) * self.vectors] for g in range(self.group)]
+        return [joined[i : i + self.vectors] for i in range(0, count, self.vectors)]
+
+    def _slots(self, fn: Function, last: Value) -> tuple[Value, Value]:
+        """The range of slots of a page that the query sees, if it sits at slot ``last`` counted from there."""
+        end = last + 1
+        stop = end.compare("<", self.page_tokens).select(end, self.page_tokens)
+        if not self.window:
+            return fn.i64(0), stop
+        oldest = end - self.window
+        return oldest.compare(">", 0).select(oldest, 0), stop
 
     def _add_values(
         self,
@@ -149,14 +171,12 @@ class Attention(Kernel):
         isa: Isa,
         pages: Pages,
         keys: Value,
-        last: Value,
+        slots: tuple[Value, Value],
         chances: Value,
         sums: Value,
         scales: Sequence[Value],
     ) -> None:
-        """``sums = sums * scale + chance * value`` over the slots up to the query's, some of D at a time."""
-        end = last + 1
-        count = end.compare("<", self.page_tokens).select(end, self.page_tokens)
+        """``sums = sums * scale + chance * value`` over the visible slots, some of D at a time."""
         width = _chunk(isa, self.head_dim // LANES)
         with fn.loop(0, self.head_dim, width * LANES) as d:
             start = []
@@ -164,7 +184,7 @@ class Attention(Kernel):
                 for c in range(width):
                     old = fn.load(ROW, sums, d.index << 2, 4 * (g * self.head_dim + c * LANES), align=64)
                     start.append(old * scales[g].splat(LANES))
-            with fn.loop(0, count, 1, start) as slot:
+            with fn.loop(*slots, 1, start) as slot:
                 row = fn.at(keys, pages.half_bytes, slot.index * (self.head_dim * pages.size), d.index * pages.size)
                 v = [pages.load(row, LANES, c * LANES * pages.size) for c in range(width)]
                 values = list(slot.values)
@@ -218,4 +238,5 @@ def reference(
     scores = np.einsum("hd,thd->ht", q.astype(np.float64), keys) * scale
     chances = np.exp(scores - scores.max(axis=1, keepdims=True))
     chances /= chances.sum(axis=1, keepdims=True)
-    return np.einsum("ht,thd->hd", chances, values)
+    result: npt.NDArray[np.float64] = np.einsum("ht,thd->hd", chances, values)
+    return result

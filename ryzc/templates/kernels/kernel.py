@@ -23,6 +23,7 @@ from llvmlite import ir
 from ryzc.bundle import abi
 from ryzc.codegen.isa import Isa
 from ryzc.codegen.vector import I32, I64, PTR, Function, Value
+from ryzc.errors import UnsupportedError
 
 _TYPES = {"i32": I32, "i64": I64, "ptr": PTR}
 
@@ -35,6 +36,20 @@ class Kernel(ABC):
     @abstractmethod
     def emit(self, module: ir.Module, isa: Isa, symbol: str) -> None:
         """Add the function ``symbol`` to a module."""
+
+
+def require_multiple(kernel: Kernel, of: int, **values: int) -> None:
+    """Check sizes that a kernel can only take in whole vectors or blocks.
+
+    Raises:
+        UnsupportedError: where one is not a positive multiple of ``of``.
+    """
+    for name, value in values.items():
+        if value <= 0 or value % of:
+            raise UnsupportedError(
+                f"{type(kernel).__name__}: {name} is {value}, which is not a multiple of {of}",
+                hint="models with such a shape are not supported yet",
+            )
 
 
 def begin(module: ir.Module, symbol: str, operands: Sequence[str]) -> Function:

@@ -9,7 +9,7 @@ from llvmlite import ir
 
 from ryzc.codegen.isa import Isa
 from ryzc.templates.kernels import rms
-from ryzc.templates.kernels.kernel import Kernel, begin, context_field, share
+from ryzc.templates.kernels.kernel import Kernel, begin, context_field, require_multiple, share
 
 reference = rms.reference
 
@@ -23,6 +23,9 @@ class Norm(Kernel):
     count: str = "token_count"
 
     operands: ClassVar[tuple[str, ...]] = ("x", "weight", "out")
+
+    def __post_init__(self) -> None:
+        require_multiple(self, rms.LANES, columns=self.columns)
 
     def emit(self, module: ir.Module, isa: Isa, symbol: str) -> None:
         fn = begin(module, symbol, self.operands)

@@ -11,7 +11,7 @@ from llvmlite import ir
 
 from ryzc.codegen.isa import Isa
 from ryzc.templates.kernels import rms
-from ryzc.templates.kernels.kernel import Kernel, begin, context_field, share
+from ryzc.templates.kernels.kernel import Kernel, begin, context_field, require_multiple, share
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,9 @@ class NormAdd(Kernel):
     epsilon: float
 
     operands: ClassVar[tuple[str, ...]] = ("x", "weight", "residual")
+
+    def __post_init__(self) -> None:
+        require_multiple(self, rms.LANES, columns=self.columns)
 
     def emit(self, module: ir.Module, isa: Isa, symbol: str) -> None:
         fn = begin(module, symbol, self.operands)

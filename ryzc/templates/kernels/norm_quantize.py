@@ -10,7 +10,7 @@ from llvmlite import ir
 from ryzc.codegen.isa import Isa
 from ryzc.templates.kernels import activations as act
 from ryzc.templates.kernels import rms
-from ryzc.templates.kernels.kernel import Kernel, begin, context_field, share
+from ryzc.templates.kernels.kernel import Kernel, begin, context_field, require_multiple, share
 from ryzc.templates.kernels.quantize_row import quantize_block
 
 
@@ -24,6 +24,9 @@ class NormQuantize(Kernel):
 
     operands: ClassVar[tuple[str, ...]] = ("x", "weight", "codes", "records")
 
+    def __post_init__(self) -> None:
+        require_multiple(self, act.BLOCK, columns=self.columns)
+
     def emit(self, module: ir.Module, isa: Isa, symbol: str) -> None:
         fn = begin(module, symbol, self.operands)
         weight = fn.args["weight"]
@@ -34,9 +37,9 @@ class NormQuantize(Kernel):
             scale = rms.factor(fn, x, self.columns, self.epsilon)
             with fn.loop(0, self.columns // act.BLOCK) as blocks:
                 at = blocks.index * (4 * act.BLOCK)
-                halves = [rms.normed(fn, x, weight, at + 4 * rms.LANES * i, scale) for i in range(2)]
+                first, second = (rms.normed(fn, x, weight, at + 4 * rms.LANES * i, scale) for i in range(2))
                 record = fn.at(records, blocks.index * act.RECORD_BYTES)
-                quantize_block(fn, *halves, fn.at(codes, blocks.index * act.BLOCK), record)
+                quantize_block(fn, first, second, fn.at(codes, blocks.index * act.BLOCK), record)
         fn.finish()
 
 

@@ -10,7 +10,7 @@ from llvmlite import ir
 from ryzc.codegen.isa import Isa
 from ryzc.codegen.vector import F32, vec
 from ryzc.templates.kernels import activations as act
-from ryzc.templates.kernels.kernel import Kernel, begin, context_field, share
+from ryzc.templates.kernels.kernel import Kernel, begin, context_field, require_multiple, share
 from ryzc.templates.kernels.quantize_row import LANES, quantize_block
 
 reference = act.quantize
@@ -25,6 +25,9 @@ class Quantize(Kernel):
 
     operands: ClassVar[tuple[str, ...]] = ("x", "codes", "records")
 
+    def __post_init__(self) -> None:
+        require_multiple(self, act.BLOCK, columns=self.columns)
+
     def emit(self, module: ir.Module, isa: Isa, symbol: str) -> None:
         fn = begin(module, symbol, self.operands)
         row = vec(F32, LANES)
@@ -34,9 +37,9 @@ class Quantize(Kernel):
             records = fn.at(fn.args["records"], tokens.index * (self.columns // act.BLOCK * act.RECORD_BYTES))
             with fn.loop(0, self.columns // act.BLOCK) as blocks:
                 at = blocks.index * (4 * act.BLOCK)
-                halves = [fn.load(row, x, at, 4 * LANES * i, align=4) for i in range(2)]
+                first, second = (fn.load(row, x, at, 4 * LANES * i, align=4) for i in range(2))
                 record = fn.at(records, blocks.index * act.RECORD_BYTES)
-                quantize_block(fn, *halves, fn.at(codes, blocks.index * act.BLOCK), record)
+                quantize_block(fn, first, second, fn.at(codes, blocks.index * act.BLOCK), record)
         fn.finish()
 
 

@@ -16,22 +16,21 @@ ROW = vec(F32, LANES)
 
 
 def factor(fn: Function, x: Value, columns: int, epsilon: float) -> Value:
-    """``1 / sqrt(mean(x * x) + epsilon)`` of the ``columns`` floats at ``x``, in 16 lanes."""
+    """``1 / sqrt(mean(x * x) + epsilon)`` of the ``columns`` floats at ``x``, a scalar."""
     with fn.loop(0, columns, LANES, [fn.const(ROW, 0.0)]) as squares:
         v = fn.load(ROW, x, squares.index << 2, align=4)
         squares.values = [fn.fma(v, v, squares.values[0])]
     mean = squares.results[0].sum() / float(columns)
-    return (fn.const(F32, 1.0) / (mean + epsilon).sqrt()).splat(LANES)
+    return fn.const(F32, 1.0) / (mean + epsilon).sqrt()
 
 
 def normed(fn: Function, x: Value, weight: Value, at: Value, scale: Value) -> Value:
     """Sixteen normed elements from byte offset ``at`` on."""
-    return fn.load(ROW, x, at, align=4) * scale * fn.load(ROW, weight, at, align=4)
+    return fn.load(ROW, x, at, align=4) * scale.splat(LANES) * fn.load(ROW, weight, at, align=4)
 
 
-def reference(
-    x: npt.NDArray[np.float32], weight: npt.NDArray[np.float32], epsilon: float
-) -> npt.NDArray[np.float64]:
+def reference(x: npt.NDArray[np.float32], weight: npt.NDArray[np.float32], epsilon: float) -> npt.NDArray[np.float64]:
     """The meaning, ``[T, K]`` in float64."""
     wide = x.astype(np.float64)
-    return wide / np.sqrt((wide**2).mean(axis=-1, keepdims=True) + epsilon) * weight
+    y: npt.NDArray[np.float64] = wide / np.sqrt((wide**2).mean(axis=-1, keepdims=True) + epsilon) * weight
+    return y

@@ -16,7 +16,7 @@ from llvmlite import ir
 
 from ryzc.codegen.isa import Isa
 from ryzc.codegen.vector import F32, F64, I32, I64, vec
-from ryzc.templates.kernels.kernel import Kernel, begin, context_field, share
+from ryzc.templates.kernels.kernel import Kernel, begin, context_field, require_multiple, share
 from ryzc.templates.kernels.scalar_math import polynomial
 
 LANES = 8
@@ -28,21 +28,25 @@ _COS = [(-1) ** i / math.factorial(2 * i) for i in range(8, -1, -1)]
 
 @dataclass(frozen=True)
 class RopeAngles(Kernel):
-    """Parameter: ``head_dim`` D, a multiple of 16."""
+    """Parameter: ``head_dim`` D, even."""
 
     head_dim: int
 
     operands: ClassVar[tuple[str, ...]] = ("inv_freq", "cos", "sin")
 
+    def __post_init__(self) -> None:
+        require_multiple(self, 2, head_dim=self.head_dim)
+
     def emit(self, module: ir.Module, isa: Isa, symbol: str) -> None:
         half = self.head_dim // 2
+        lanes = math.gcd(LANES, half)
         fn = begin(module, symbol, self.operands)
         positions = context_field(fn, "positions")
         with fn.loop(*share(fn, context_field(fn, "token_count"))) as tokens:
-            position = fn.load(I32, positions, tokens.index << 2, align=4).to_float(F64).splat(LANES)
+            position = fn.load(I32, positions, tokens.index << 2, align=4).to_float(F64).splat(lanes)
             outs = [fn.at(fn.args[o], tokens.index * (4 * half)) for o in ("cos", "sin")]
-            with fn.loop(0, half, LANES) as k:
-                angle = position * fn.load(vec(F64, LANES), fn.args["inv_freq"], k.index << 3, align=8)
+            with fn.loop(0, half, lanes) as k:
+                angle = position * fn.load(vec(F64, lanes), fn.args["inv_freq"], k.index << 3, align=8)
                 turns = (angle * (2 / math.pi)).rint()
                 r = fn.fma(-turns, fn.const(turns.type, _HIGH), angle)
                 r = fn.fma(-turns, fn.const(turns.type, _LOW), r)

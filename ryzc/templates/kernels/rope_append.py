@@ -7,6 +7,7 @@ apart. Source: Su et al., "RoFormer" (2021).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +17,10 @@ from llvmlite import ir
 from ryzc.codegen.isa import Isa
 from ryzc.codegen.vector import F32, I32, I64, Function, Value, vec
 from ryzc.templates.kernels import rms
-from ryzc.templates.kernels.kernel import Kernel, begin, context_field, share
+from ryzc.templates.kernels.kernel import Kernel, begin, context_field, require_multiple, share
 from ryzc.templates.kernels.pages import Pages
 
 LANES = 16
-ROW = vec(F32, LANES)
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class RopeAppend(Kernel):
     """Parameters.
 
     Attributes:
-        heads, kv_heads, head_dim: of the layer; ``head_dim`` is a multiple of 32.
+        heads, kv_heads, head_dim: of the layer; ``head_dim`` is a multiple of 16.
         interleaved: which elements form a pair.
         page_tokens, page_bytes, dtype: of the cache.
         q_norm: whether q and k are normed; then the operands end with their weights.
@@ -48,6 +48,10 @@ class RopeAppend(Kernel):
     @property
     def operands(self) -> tuple[str, ...]:  # type: ignore[override]
         return ("qkv", "cos", "sin", "q", "cache", *(("q_weight", "k_weight") if self.q_norm else ()))
+
+    def __post_init__(self) -> None:
+        require_multiple(self, LANES, head_dim=self.head_dim)
+        require_multiple(self, self.kv_heads, heads=self.heads)
 
     def emit(self, module: ir.Module, isa: Isa, symbol: str) -> None:
         fn = begin(module, symbol, self.operands)
@@ -76,7 +80,7 @@ class RopeAppend(Kernel):
             v = fn.at(qkv, (kv_head + (self.heads + self.kv_heads)) * head_bytes)
             values = fn.at(keys, pages.half_bytes, slot * (self.head_dim * pages.size))
             with fn.loop(0, self.head_dim, LANES) as d:
-                pages.store(fn.load(ROW, v, d.index << 2, align=4), values, d.index * pages.size)
+                pages.store(fn.load(vec(F32, LANES), v, d.index << 2, align=4), values, d.index * pages.size)
         fn.finish()
 
     def _place(self, fn: Function, pages: Pages, token: Value, kv_head: Value) -> tuple[Value, Value]:
@@ -92,26 +96,30 @@ class RopeAppend(Kernel):
         """Norm and rotate a head from ``x`` to ``out``."""
         scale = rms.factor(fn, x, self.head_dim, self.epsilon) if self.q_norm else None
         half = 2 * self.head_dim  # bytes of half a head
+        lanes = math.gcd(LANES, self.head_dim // 2)
+        pairs = vec(F32, lanes)
 
         def element(at: Value, offset: int) -> Value:
-            value = fn.load(ROW, x, at, offset, align=4)
-            return value if scale is None else value * scale * fn.load(ROW, fn.args[weight], at, offset, align=4)
+            value = fn.load(pairs, x, at, offset, align=4)
+            if scale is None:
+                return value
+            return value * scale.splat(lanes) * fn.load(pairs, fn.args[weight], at, offset, align=4)
 
-        with fn.loop(0, self.head_dim // 2, LANES) as pair:
-            cos, sin = (fn.load(ROW, a, pair.index << 2, align=4) for a in angles)
+        with fn.loop(0, self.head_dim // 2, lanes) as pair:
+            cos, sin = (fn.load(pairs, a, pair.index << 2, align=4) for a in angles)
             if self.interleaved:
                 at = pair.index << 3
-                low, high = element(at, 0), element(at, 4 * LANES)
-                a = low.shuffle(range(0, 2 * LANES, 2), high)
-                b = low.shuffle(range(1, 2 * LANES, 2), high)
+                low, high = element(at, 0), element(at, 4 * lanes)
+                a = low.shuffle(range(0, 2 * lanes, 2), high)
+                b = low.shuffle(range(1, 2 * lanes, 2), high)
             else:
                 at = pair.index << 2
                 a, b = element(at, 0), element(at, half)
             first, second = fn.fma(a, cos, -(b * sin)), fn.fma(b, cos, a * sin)
             if self.interleaved:
-                order = [i for lane in range(LANES) for i in (lane, LANES + lane)]
-                fn.store(first.shuffle(order[:LANES], second), out, at, align=4)
-                fn.store(first.shuffle(order[LANES:], second), out, at, 4 * LANES, align=4)
+                order = [i for lane in range(lanes) for i in (lane, lanes + lane)]
+                fn.store(first.shuffle(order[:lanes], second), out, at, align=4)
+                fn.store(first.shuffle(order[lanes:], second), out, at, 4 * lanes, align=4)
             else:
                 fn.store(first, out, at, align=4)
                 fn.store(second, out, at, half, align=4)

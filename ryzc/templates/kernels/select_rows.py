@@ -9,7 +9,7 @@ from llvmlite import ir
 
 from ryzc.codegen.isa import Isa
 from ryzc.codegen.vector import F32, I32, I64, vec
-from ryzc.templates.kernels.kernel import Kernel, begin, context_field, share
+from ryzc.templates.kernels.kernel import Kernel, begin, context_field, require_multiple, share
 
 LANES = 16
 
@@ -21,6 +21,9 @@ class SelectRows(Kernel):
     columns: int
 
     operands: ClassVar[tuple[str, ...]] = ("x", "out")
+
+    def __post_init__(self) -> None:
+        require_multiple(self, LANES, columns=self.columns)
 
     def emit(self, module: ir.Module, isa: Isa, symbol: str) -> None:
         fn = begin(module, symbol, self.operands)

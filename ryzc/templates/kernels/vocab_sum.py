@@ -11,10 +11,10 @@ from typing import ClassVar
 from llvmlite import ir
 
 from ryzc.codegen.isa import Isa
-from ryzc.codegen.vector import F32, Function, Value
-from ryzc.templates.kernels.kernel import Kernel, begin, context_field, share
+from ryzc.codegen.vector import Function, Value
+from ryzc.templates.kernels.kernel import Kernel, begin, context_field, require_multiple, share
 from ryzc.templates.kernels.scalar_math import exp
-from ryzc.templates.kernels.vocab_max import CHUNK, LANES, ROW
+from ryzc.templates.kernels.vocab_max import CHUNK, LANES, ROW, vectors_of
 
 SLICE = 64 * CHUNK
 
@@ -26,9 +26,9 @@ def slices(stride: int) -> int:
 
 def row_largest(fn: Function, chunk_max: Value, chunks: int) -> Value:
     """The largest of a row's chunk maxima."""
-    with fn.loop(0, chunks, 1, [fn.const(F32, float("-inf"))]) as i:
-        i.values = [i.values[0].maximum(fn.load(F32, chunk_max, i.index << 2, align=4))]
-    return i.results[0]
+    lowest = [fn.const(ROW, float("-inf"))]
+    (best,) = vectors_of(fn, chunk_max, chunks, lowest, lambda _, v, carried: [carried[0].maximum(v)])
+    return best.max()
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ class VocabSum(Kernel):
     stride: int
 
     operands: ClassVar[tuple[str, ...]] = ("chunk_max", "partial")
+
+    def __post_init__(self) -> None:
+        require_multiple(self, CHUNK, stride=self.stride)
 
     def emit(self, module: ir.Module, isa: Isa, symbol: str) -> None:
         chunks, count = self.stride // CHUNK, slices(self.stride)

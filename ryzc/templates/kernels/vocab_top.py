@@ -14,9 +14,9 @@ import numpy.typing as npt
 from llvmlite import ir
 
 from ryzc.codegen.isa import Isa
-from ryzc.codegen.vector import F32, I32, I64, Function, Value
-from ryzc.templates.kernels.kernel import Kernel, begin, context_field, share
-from ryzc.templates.kernels.vocab_max import CHUNK, chunk_largest
+from ryzc.codegen.vector import F32, I32, I64, Function, Value, vec
+from ryzc.templates.kernels.kernel import Kernel, begin, context_field, require_multiple, share
+from ryzc.templates.kernels.vocab_max import CHUNK, LANES, ROW, chunk_largest, vectors_of
 from ryzc.templates.kernels.vocab_sum import row_largest, slices
 
 
@@ -28,6 +28,9 @@ class VocabTop(Kernel):
     max_candidates: int
 
     operands: ClassVar[tuple[str, ...]] = ("chunk_max", "partial")
+
+    def __post_init__(self) -> None:
+        require_multiple(self, CHUNK, stride=self.stride)
 
     def emit(self, module: ir.Module, isa: Isa, symbol: str) -> None:
         chunks, parts = self.stride // CHUNK, slices(self.stride)
@@ -46,9 +49,10 @@ class VocabTop(Kernel):
             ids = fn.at(context_field(fn, "candidate_ids"), row * (4 * self.max_candidates))
             best = fn.at(context_field(fn, "candidate_logits"), row * (4 * self.max_candidates))
             with fn.loop(0, wanted) as c:
-                chunk, _ = _first_largest(fn, chunk_max, chunks)
+                chunk = _first_largest(fn, chunk_max, chunks)
                 start = fn.at(base, chunk * (4 * CHUNK))
-                offset, value = _first_largest(fn, start, CHUNK)
+                offset = _first_largest(fn, start, CHUNK)
+                value = fn.load(F32, start, offset << 2, align=4)
                 fn.store((chunk * CHUNK + offset).to_int(I32), ids, c.index << 2, align=4)
                 fn.store(value, best, c.index << 2, align=4)
                 fn.store(fn.const(F32, float("-inf")), start, offset << 2, align=4)
@@ -64,13 +68,19 @@ class VocabTop(Kernel):
 KERNEL = VocabTop
 
 
-def _first_largest(fn: Function, values: Value, count: int) -> tuple[Value, Value]:
-    """Index and value of the first largest of some floats; index 0 where all are NaN or -inf."""
-    with fn.loop(0, count, 1, [fn.i64(0), fn.const(F32, float("-inf"))]) as i:
-        value = fn.load(F32, values, i.index << 2, align=4)
-        better = value.compare(">", i.values[1])
-        i.values = [better.select(i.index, i.values[0]), better.select(value, i.values[1])]
-    return i.results[0], i.results[1]
+def _first_largest(fn: Function, values: Value, count: int) -> Value:
+    """Index of the first largest of some floats; 0 where all are NaN or -inf."""
+    lanes = vec(I32, LANES)
+
+    def step(first: Value, found: Value, carried: list[Value]) -> list[Value]:
+        index = first.to_int(I32).splat(LANES) + fn.const(lanes, list(range(LANES)))
+        better = found.compare(">", carried[0])
+        return [better.select(found, carried[0]), better.select(index, carried[1])]
+
+    start = [fn.const(ROW, float("-inf")), fn.const(lanes, 0)]
+    best, index = vectors_of(fn, values, count, start, step)
+    at_best = best.compare("==", best.max().splat(LANES))
+    return at_best.select(index, count).smallest().to_int(I64)
 
 
 def reference(
