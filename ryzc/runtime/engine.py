@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -58,9 +59,19 @@ def load(
         raise UsageError(
             f"a context of {context} tokens is not possible", hint=f"this model was trained for 1 to {trained} tokens"
         )
-    tokenizer = Tokenizer(bundle.text(TOKENIZER_FILE), json.loads(bundle.text(SETTINGS_FILE)))
     template = bundle.text(TEMPLATE_FILE) if bundle.has(TEMPLATE_FILE) else None
-    return Model(CompiledModel(bundle, context=context, threads=threads, weights=weights), tokenizer, template)
+    with ThreadPoolExecutor(1) as beside:  # a large vocabulary takes as long as the weights
+        tokenizer = beside.submit(_tokenizer, bundle)
+        compiled = CompiledModel(bundle, context=context, threads=threads, weights=weights)
+        try:
+            return Model(compiled, tokenizer.result(), template)
+        except BaseException:
+            compiled.close()
+            raise
+
+
+def _tokenizer(bundle: Bundle) -> Tokenizer:
+    return Tokenizer(bundle.text(TOKENIZER_FILE), json.loads(bundle.text(SETTINGS_FILE)))
 
 
 class Model:
