@@ -1,0 +1,34 @@
+"""Bundles of checkpoints that exist only in memory, for tests of the whole way from graph to native code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ryzc import bundle, targets
+from ryzc.build import plan
+from ryzc.lower import shared_object
+from ryzc.sources.checkpoint import Checkpoint
+
+
+def runnable_targets() -> list[str]:
+    """One target of each instruction set that this CPU can run."""
+    cpu = targets.detect()
+    return [name for name in ("znver4", "x86-64-v3") if not targets.runnable(targets.get(name), cpu)]
+
+
+def write_bundle(
+    checkpoint: Checkpoint, directory: Path, *, target: str = "x86-64-v3", activations: str = "int8"
+) -> Path:
+    """Compile a checkpoint for one target; it gets no tokenizer."""
+    lowered = plan(checkpoint, activations=activations)
+    chosen = targets.get(target)
+    bundle.write(
+        directory,
+        plan=lowered.plan,
+        weights=lowered.weights,
+        kernels={chosen.name: shared_object(lowered.plan, chosen)},
+        required={chosen.name: sorted(chosen.features)},
+        tokenizer_json="{}",
+        tokenizer_config={},
+    )
+    return directory

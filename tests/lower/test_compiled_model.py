@@ -1,0 +1,209 @@
+"""Compiled models against the ReferenceEvaluator, and the promise that batches do not change bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import tiny_models
+from compiled import runnable_targets, write_bundle
+
+from ryzc import models
+from ryzc.build import plan as plan_of
+from ryzc.errors import ContextError, UsageError
+from ryzc.graph.oracle import PagedOracle, logits
+from ryzc.passes import pipeline
+from ryzc.runtime.step import CompiledModel
+from ryzc.sources.checkpoint import Checkpoint
+
+F32 = npt.NDArray[np.float32]
+LEGACY = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
+K_QUANTS = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
+FLOATS = ("f32", "f16")
+
+CHECKPOINTS: dict[str, Callable[[], Checkpoint]] = {
+    "llama-legacy": lambda: _alike(tiny_models.llama, LEGACY, 1),
+    "llama-k": lambda: _alike(
+        lambda **k: tiny_models.llama(hidden=256, heads=8, kv_heads=2, head_dim=32, feed_forward=512, **k), K_QUANTS, 2
+    ),
+    "llama-floats": lambda: _alike(tiny_models.llama, FLOATS, 3),
+    "llama-untied": lambda: _alike(lambda **k: tiny_models.llama(tied=False, kv_heads=4, vocab=77, **k), ("q8_0",), 4),
+    "gemma3-legacy": lambda: _alike(tiny_models.gemma3, LEGACY, 5),
+    "gemma3-k": lambda: _alike(
+        lambda **k: tiny_models.gemma3(hidden=256, heads=4, head_dim=64, feed_forward=256, **k), K_QUANTS, 6
+    ),
+}
+TOKENS = 45
+
+
+def _alike(make: Callable[..., Checkpoint], mix: tuple[str, ...], seed: int) -> Checkpoint:
+    """A checkpoint of mixed formats whose gate and up share one, as in every file that quantizers write."""
+    checkpoint = make(seed=seed, mix=mix)
+    tensors = dict(checkpoint.tensors)
+    rng = np.random.default_rng(seed)
+    for name, gate in checkpoint.tensors.items():
+        if name.endswith("ffn_gate.weight"):
+            up = name.replace("gate", "up")
+            tensors[up] = tiny_models.stored(rng, up, gate.format, gate.shape)
+    return Checkpoint(
+        checkpoint.path, checkpoint.architecture, checkpoint.metadata, tensors, checkpoint.vocabulary
+    )
+
+
+def _tokens(vocabulary: int, count: int = TOKENS, seed: int = 0) -> npt.NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(0, vocabulary, count)
+
+
+def _feed(model: CompiledModel, tokens: npt.NDArray[np.int64], chunks: list[int], sequence: int = 0) -> F32:
+    """Logits of every token, fed in chunks of these sizes."""
+    found, start = [], 0
+    for size in chunks:
+        part = tokens[start : start + size]
+        places = np.arange(start, start + len(part))
+        result = model.step(part, places, np.full(len(part), sequence), np.arange(len(part)))
+        found.append(result.all_logits.copy())
+        start += size
+    return np.concatenate(found)
+
+
+def _open(path: Path, *, threads: int = 1, sequences: int = 1, seed: int = 0) -> CompiledModel:
+    model = CompiledModel(path, context=128, threads=threads, sequences=sequences)
+    order = np.random.default_rng(seed).permutation(model.pages).astype(np.int32)
+    model.page_table[:] = order.reshape(model.page_table.shape)
+    return model
+
+
+@pytest.fixture(scope="module", params=sorted(CHECKPOINTS))
+def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
+    return CHECKPOINTS[request.param]()
+
+
+@pytest.fixture(scope="module", params=runnable_targets())
+def int8_bundle(request: pytest.FixtureRequest, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(checkpoint, tmp_path_factory.mktemp("int8") / "tiny.ryzc", target=request.param)
+
+
+@pytest.fixture(params=runnable_targets())
+def exact(request: pytest.FixtureRequest, checkpoint: Checkpoint, tmp_path: Path) -> Iterator[CompiledModel]:
+    path = write_bundle(checkpoint, tmp_path / "tiny.ryzc", target=request.param, activations="f32")
+    with _open(path) as model:
+        yield model
+
+
+def test_float_activations_equal_the_oracle(checkpoint: Checkpoint, exact: CompiledModel) -> None:
+    tokens = _tokens(exact.vocab_size)
+    expected = logits(models.load(checkpoint).ir_model, tokens.tolist())
+    found = _feed(exact, tokens, [len(tokens)])
+    error = np.abs(found - expected).max() / np.abs(expected).max()
+    assert error <= 1e-5
+    # Where two logits are closer than the error, either may come first.
+    runner_up = np.sort(expected, axis=1)[:, -2:]
+    clear = runner_up[:, 1] - runner_up[:, 0] > 2e-5 * np.abs(expected).max()
+    assert clear.mean() > 0.9
+    assert np.array_equal(found.argmax(1)[clear], expected.argmax(1)[clear])
+
+
+def test_int8_activations_follow_the_final_graph(checkpoint: Checkpoint, int8_bundle: Path) -> None:
+    semantic = models.load(checkpoint).ir_model
+    pipeline.run(semantic)
+    with _open(int8_bundle) as model:
+        tokens = _tokens(model.vocab_size)
+        expected = PagedOracle(semantic).prompt(tokens.tolist())
+        found = _feed(model, tokens, [len(tokens)])
+    # The graph rounds activations to the same codes except where float32 rounding tips a tie: a flipped
+    # code moves one product in K by 1 / 127, far below the noise that the codes themselves add.
+    error = np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean())
+    assert error <= 5e-3
+
+
+def test_bits_do_not_depend_on_chunks_threads_or_neighbours(int8_bundle: Path) -> None:
+    with _open(int8_bundle) as model:
+        tokens = _tokens(model.vocab_size)
+        whole = _feed(model, tokens, [TOKENS])
+        for chunks in ([1] * TOKENS, [7] * 7, [32, 13], [1, 3, 5, 9, 27]):
+            assert np.array_equal(_feed(model, tokens, chunks), whole)
+    for threads in (2, 3):
+        with _open(int8_bundle, threads=threads, seed=threads) as model:
+            assert np.array_equal(_feed(model, tokens, [TOKENS]), whole)
+            assert np.array_equal(_feed(model, tokens, [1] * TOKENS), whole)
+    with _open(int8_bundle, threads=2, sequences=3, seed=9) as model:
+        others = [_tokens(model.vocab_size, TOKENS, seed) for seed in (1, 2)]
+        found = []
+        for i in range(TOKENS):  # three sequences side by side, one of them ours
+            batch = [others[0][i], tokens[i], others[1][i]]
+            result = model.step(batch, [i] * 3, [0, 2, 1], [1])
+            found.append(result.all_logits.copy())
+        assert np.array_equal(np.concatenate(found), whole)
+
+
+def test_a_prompt_chunk_rides_with_decodes(int8_bundle: Path) -> None:
+    with _open(int8_bundle, sequences=2, threads=2) as model:
+        tokens, other = _tokens(model.vocab_size), _tokens(model.vocab_size, seed=5)
+        alone = _feed(model, tokens, [TOKENS], sequence=0)
+        _feed(model, other, [20], sequence=1)
+        batch = np.concatenate([other[20:21], tokens])
+        places = np.concatenate([[20], np.arange(TOKENS)])
+        owners = np.array([1] + [0] * TOKENS)
+        mixed = model.step(batch, places, owners, np.arange(1, TOKENS + 1)).all_logits
+        assert np.array_equal(mixed, alone)
+
+
+def test_candidates_are_the_best_of_the_row(int8_bundle: Path) -> None:
+    with _open(int8_bundle, threads=2) as model:
+        tokens = _tokens(model.vocab_size)
+        count = min(model.max_candidates, 25)
+        result = model.step(tokens, np.arange(TOKENS), np.zeros(TOKENS), np.arange(10, 20), count)
+        for row in range(10):
+            full = result.full(row)
+            order = np.argsort(-full, kind="stable")[:count]
+            assert np.array_equal(result.ids[row], order)
+            assert np.array_equal(result.logits[row], full[order])
+            assert result.row_max[row] == full.max()
+            exact_sum = np.exp(full.astype(np.float64) - full.max()).sum()
+            assert abs(result.row_sum[row] / exact_sum - 1) < 1e-5
+
+
+def test_stale_pages_of_others_change_nothing(int8_bundle: Path) -> None:
+    with _open(int8_bundle) as model:
+        tokens = _tokens(model.vocab_size)
+        clean = _feed(model, tokens, [TOKENS])
+    with _open(int8_bundle) as model:
+        model._kv[:] = 0xFF  # NaN in every slot of the pool
+        assert np.array_equal(_feed(model, tokens, [TOKENS]), clean)
+        assert np.array_equal(_feed(model, tokens, [1] * TOKENS), clean)
+
+
+def test_what_does_not_fit_is_refused(int8_bundle: Path) -> None:
+    with _open(int8_bundle, sequences=2) as model:
+        with pytest.raises(UsageError, match="token ids"):
+            model.step([model.vocab_size], [0], [0], [0])
+        with pytest.raises(UsageError, match="token ids"):
+            model.step([-1], [0], [0], [0])
+        with pytest.raises(ContextError, match="outside the context"):
+            model.step([1], [128], [0], [0])
+        with pytest.raises(UsageError, match="sequences"):
+            model.step([1], [0], [2], [0])
+        with pytest.raises(UsageError, match="rows"):
+            model.step([1], [0], [0], [1])
+        with pytest.raises(UsageError, match="steps 1 to"):
+            model.step(np.zeros(model.max_tokens + 1), np.zeros(model.max_tokens + 1), np.zeros(model.max_tokens + 1), [])
+        model.page_table[0, 1] = model.pages
+        model.step([1], [31], [0], [0])  # the page is not reached yet
+        with pytest.raises(ContextError, match="outside the pool"):
+            model.step([1], [32], [0], [0])
+
+
+def test_instruction_sets_agree_bit_for_bit(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    found = []
+    for target in runnable_targets():
+        with _open(write_bundle(checkpoint, tmp_path / f"{target}.ryzc", target=target)) as model:
+            tokens = _tokens(model.vocab_size)
+            found.append(_feed(model, tokens, [TOKENS]))
+    assert all(np.array_equal(other, found[0]) for other in found[1:])
+
+
+def test_the_same_source_gives_the_same_plan(checkpoint: Checkpoint) -> None:
+    assert plan_of(checkpoint).plan == plan_of(checkpoint).plan
