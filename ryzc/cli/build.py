@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ryzc.cli import _terminal
-from ryzc.cli._cache import STAGES
+from ryzc.cli._models import STAGES, local
 from ryzc.errors import UsageError
 
 
@@ -36,6 +36,7 @@ def command(source: str, output: Path | None, target: str, activations: str) -> 
         raise UsageError(f"--target {target!r} holds an empty name", hint="separate names by single commas")
     from ryzc.build import build
 
+    here = local(source)
     with _terminal.progress(STAGES) as update:
-        bundle = build(source, output, targets=names, activations=activations, progress=update)
+        bundle = build(here, output, targets=names, activations=activations, progress=update)
     click.echo(bundle)

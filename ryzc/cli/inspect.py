@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ryzc.cli import _terminal
+from ryzc.cli._models import local
 from ryzc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def command(
         from ryzc import sources
         from ryzc.build import plan as make_plan
 
-        checkpoint = sources.open(model)
+        checkpoint = sources.open(local(model))
         if after is not None:
             click.echo(graph_after(checkpoint, after))
             return

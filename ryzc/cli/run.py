@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ryzc.cli import _terminal
-from ryzc.cli._cache import bundle_for
+from ryzc.cli._models import bundle_for
 from ryzc.errors import UsageError, UserError
 
 if TYPE_CHECKING:

