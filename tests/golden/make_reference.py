@@ -40,7 +40,6 @@ import os
 import platform
 import pydoc_data.topics
 import tempfile
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,20 +109,16 @@ class Transformers:
 
 def prompts(name: str, engine: LlamaCpp, chat_template: str | None) -> list[tuple[str, list[int]]]:
     """Name and ids of each prompt of a model."""
-    asked = _asked()
     result = []
-    for entry in asked[name]:
-        if "user" in entry or "user_from" in entry:
+    for prompt in golden.prompts(name):
+        text = prompt.text
+        if prompt.chat:
             if chat_template is None:
-                raise SystemExit(f"prompt {entry['name']} is a chat turn, and {name} has no chat template")
-            content = entry.get("user") or f"{asked['long'][entry['user_from']].strip()}\n\n{entry['question']}"
-            turns = [[{"role": "user", "content": content}]]
-            rendered = render_jinja_template(turns, chat_template=chat_template, add_generation_prompt=True)[0]
-            tokens = engine.tokenize(rendered[0], special=True)
-        else:
-            text = entry.get("text") or asked["long"][entry["text_from"]].strip()
-            tokens = engine.tokenize(text, special=False)[: entry.get("first_tokens")]
-        result.append((entry["name"], tokens))
+                raise SystemExit(f"prompt {prompt.name} is a chat turn, and {name} has no chat template")
+            turns = [[{"role": "user", "content": text}]]
+            text = render_jinja_template(turns, chat_template=chat_template, add_generation_prompt=True)[0][0]
+        tokens = engine.tokenize(text, special=prompt.chat)[: prompt.first_tokens]
+        result.append((prompt.name, tokens))
     return result
 
 
@@ -243,7 +238,7 @@ def make(name: str, model: Path, *, threads: int) -> list[Path]:
     shipped = LlamaCpp(model, threads=threads, context=CONTEXT, flash_attention=False)
     template = llama_cpp.llama_model_chat_template(shipped._model, None)
     asked = prompts(name, shipped, template.decode() if template else None)
-    texts = {key: shipped.tokenize(text.strip(), special=False) for key, text in _asked()["texts"].items()}
+    texts = {key: shipped.tokenize(text, special=False) for key, text in golden.texts().items()}
     windows, perplexity = perplexity_windows(shipped)
 
     reference = Transformers(model)
@@ -300,10 +295,6 @@ def make(name: str, model: Path, *, threads: int) -> list[Path]:
     written[0].write_text(_json(facts), encoding="utf-8")
     np.savez_compressed(written[1], allow_pickle=False, **arrays)
     return written
-
-
-def _asked() -> dict[str, Any]:
-    return tomllib.loads((golden.FOLDER / "prompts.toml").read_text(encoding="utf-8"))
 
 
 def _rows(logits: F32) -> Iterator[F32]:

@@ -6,6 +6,7 @@ Written by :mod:`make_reference`, which says where they come from.
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,22 @@ TOP = 256
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is asked.
+
+    Attributes:
+        name: as in :class:`Greedy`.
+        text: a user's message where ``chat``, else the beginning of a text.
+        first_tokens: only so many of its tokens count; ``None`` for all.
+    """
+
+    name: str
+    text: str
+    chat: bool
+    first_tokens: int | None
 
 
 @dataclass(frozen=True)
@@ -66,6 +83,17 @@ class Distributions:
     def negative_log_likelihood(self) -> F64:
         """``[T-1]``, of each following token under the reference, in nats."""
         return self.logsumexp[:-1].astype(np.float64) - self.target_logits
+
+    def part(self, place: slice) -> Distributions:
+        """The same for some of the positions."""
+        return Distributions(
+            self.name,
+            self.tokens[place],
+            self.top_ids[place],
+            self.top_logits[place],
+            self.logsumexp[place],
+            self.target_logits[place],
+        )
 
     def kl(self, logits: F32) -> F64:
         """KL divergence ``[T]`` in nats of other logits ``[T, V]`` from the reference, reference first.
@@ -116,6 +144,32 @@ def load(name: str) -> Reference:
         windows = arrays["windows"]
     greedy = [Greedy(**{field: entry[field] for field in fields}) for entry in facts["greedy"]]
     return Reference(name, greedy, texts, windows, facts["perplexity"], facts["agreement"])
+
+
+def prompts(name: str) -> list[Prompt]:
+    """The prompts of a model, in the order of its :attr:`Reference.greedy`."""
+    asked = _asked()
+
+    def text_of(entry: Mapping[str, Any]) -> str:
+        if "user_from" in entry:
+            return f"{asked['long'][entry['user_from']].strip()}\n\n{entry['question']}"
+        if "text_from" in entry:
+            return str(asked["long"][entry["text_from"]].strip())
+        return str(entry["user"] if "user" in entry else entry["text"])
+
+    return [
+        Prompt(entry["name"], text_of(entry), "user" in entry or "user_from" in entry, entry.get("first_tokens"))
+        for entry in asked[name]
+    ]
+
+
+def texts() -> dict[str, str]:
+    """The texts of :class:`Distributions`, by name."""
+    return {name: text.strip() for name, text in _asked()["texts"].items()}
+
+
+def _asked() -> dict[str, Any]:
+    return tomllib.loads((FOLDER / "prompts.toml").read_text(encoding="utf-8"))
 
 
 def logsumexp(logits: F32) -> F64:
