@@ -26,7 +26,8 @@ def open(source: str | Path) -> Checkpoint:
         if text in names() or text.startswith(HUB):
             return gguf.read(pull(text))
         raise SourceError(
-            f"{text}: no such file", hint=f"name a GGUF file, one of the samples {', '.join(names())}, or hf:ORG/REPO[:FILE]"
+            f"{text}: no such file",
+            hint=f"name a GGUF file, one of the samples {', '.join(names())}, or hf:ORG/REPO[:FILE]",
         )
     if path.is_dir():
         raise UnsupportedError(

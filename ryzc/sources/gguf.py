@@ -2,14 +2,17 @@
 
 Every count and length is checked against the bytes that remain before anything is read or allocated, so
 a hostile file costs at most time and memory in proportion to its size. Tensors are read-only views of
-the mapped file. Source: the GGUF specification (ggml, docs/gguf.md), versions 2 and 3, little-endian.
+the mapped file, which must not be cut short while they are in use. Source: the GGUF specification (ggml,
+docs/gguf.md), versions 2 and 3, little-endian.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
+import stat
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias, TypeVar, cast
@@ -24,18 +27,31 @@ from ryzc.sources.checkpoint import Checkpoint, MetadataValue, StoredTensor, Voc
 MAGIC: Final = b"GGUF"
 VERSIONS: Final = (2, 3)
 DEFAULT_ALIGNMENT: Final = 32
+MIN_ALIGNMENT: Final = 8
 MAX_ALIGNMENT: Final = 1 << 20
 MAX_NAME: Final = 1 << 16
 MAX_DIMENSIONS: Final = 4
 DAMAGED: Final = "the file is damaged or incomplete; fetch it again"
+FOREIGN: Final = "the file is damaged or was not made for running; convert the model again with a current converter"
 
 GGML_TYPES: Final = {
-    0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "q8_0", 9: "q8_1", 10: "q2_k", 11: "q3_k",
-    12: "q4_k", 13: "q5_k", 14: "q6_k", 15: "q8_k", 16: "iq2_xxs", 17: "iq2_xs", 18: "iq3_xxs", 19: "iq1_s",
-    20: "iq4_nl", 21: "iq3_s", 22: "iq2_s", 23: "iq4_xs", 24: "i8", 25: "i16", 26: "i32", 27: "i64", 28: "f64",
-    29: "iq1_m", 30: "bf16", 34: "tq1_0", 35: "tq2_0", 39: "mxfp4",
+    0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 4: "q4_2", 5: "q4_3", 6: "q5_0", 7: "q5_1", 8: "q8_0", 9: "q8_1",
+    10: "q2_k", 11: "q3_k", 12: "q4_k", 13: "q5_k", 14: "q6_k", 15: "q8_k", 16: "iq2_xxs", 17: "iq2_xs",
+    18: "iq3_xxs", 19: "iq1_s", 20: "iq4_nl", 21: "iq3_s", 22: "iq2_s", 23: "iq4_xs", 24: "i8", 25: "i16",
+    26: "i32", 27: "i64", 28: "f64", 29: "iq1_m", 30: "bf16", 31: "q4_0_4_4", 32: "q4_0_4_8", 33: "q4_0_8_8",
+    34: "tq1_0", 35: "tq2_0", 36: "iq4_nl_4_4", 37: "iq4_nl_4_8", 38: "iq4_nl_8_8", 39: "mxfp4", 40: "nvfp4",
+    41: "q1_0",
 }  # fmt: skip
 """Names of the tensor types that the specification knows; those without a format of ours are refused by name."""
+
+_LOOKALIKES: Final = {
+    b"vers": "a Git LFS pointer instead of the file itself",
+    b"PK\x03\x04": "a zip archive, perhaps a PyTorch checkpoint",
+    b"<!DO": "a web page",
+    b"<htm": "a web page",
+    b"lmgg": "a GGML file of before GGUF",
+    b"tjgg": "a GGML file of before GGUF",
+}
 
 _SCALARS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _BOOL, _STRING, _ARRAY = 7, 8, 9
@@ -63,8 +79,11 @@ def read(path: str | Path) -> Checkpoint:
             f"{path}: is one of several parts of a split model", hint="join them first, e.g. with llama-gguf-split"
         )
     alignment = _typed(path, metadata, "general.alignment", int, DEFAULT_ALIGNMENT)
-    if alignment & (alignment - 1) or not 1 <= alignment <= MAX_ALIGNMENT:
-        raise SourceError(f"{path}: general.alignment is {alignment}, which is no power of two", hint=DAMAGED)
+    if alignment & (alignment - 1) or not MIN_ALIGNMENT <= alignment <= MAX_ALIGNMENT:
+        raise SourceError(
+            f"{path}: general.alignment is {alignment}, no power of two from {MIN_ALIGNMENT} to {MAX_ALIGNMENT}",
+            hint=DAMAGED,
+        )
     tensors = _tensors(cursor, data, tensor_count, alignment)
     template = metadata.get("tokenizer.chat_template")
     return Checkpoint(
@@ -81,17 +100,27 @@ def read(path: str | Path) -> Checkpoint:
 def _map(path: Path) -> npt.NDArray[np.uint8]:
     """The file's bytes, mapped read-only."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise SourceError(f"{path}: is no regular file", hint="copy its bytes into a file first")
+            if status.st_size == 0:
+                raise SourceError(f"{path}: is empty", hint=DAMAGED)
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise SourceError(f"{path}: no such file", hint="check the path") from error
     except IsADirectoryError as error:
         raise SourceError(f"{path}: is a directory, not a GGUF file", hint="name the .gguf file in it") from error
-    except ValueError as error:
-        raise SourceError(f"{path}: is empty", hint=DAMAGED) from error
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
+        raise SourceError(f"{path}: cannot be read: {error.strerror}", hint="check the path and its rights") from error
+    except ValueError as error:  # a zero byte in the path; a file emptied since it was opened
+        raise SourceError(f"{str(path)!r}: cannot be mapped: {error}", hint="check the path") from error
     return np.frombuffer(mapped, np.uint8)
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """A pipe that nobody writes to would block an ordinary open."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 class _Cursor:
@@ -99,7 +128,7 @@ class _Cursor:
 
     def __init__(self, path: Path, data: npt.NDArray[np.uint8]) -> None:
         self.path = path
-        self.view = memoryview(data)
+        self.view = memoryview(data)  # type: ignore[arg-type]  # numpy before 3.12 types no buffers
         self.at = 0
 
     def damaged(self, what: str) -> SourceError:
@@ -132,14 +161,16 @@ class _Cursor:
 
 def _header(cursor: _Cursor) -> tuple[int, int]:
     """Numbers of tensors and of keys."""
-    if bytes(cursor.view[:4]) != MAGIC:
+    magic = bytes(cursor.view[:4])
+    if magic != MAGIC:
         raise SourceError(
-            f"{cursor.path}: is not a GGUF file: it starts with {bytes(cursor.view[:4])!r}", hint="ryzc reads GGUF"
+            f"{cursor.path}: is not a GGUF file but {_LOOKALIKES.get(magic, f'starts with {magic!r}')}",
+            hint="ryzc reads GGUF; fetch or convert the model as .gguf",
         )
     cursor.at = 4
     version = cursor.number("I", "the version")
     if version not in VERSIONS:
-        if version & 0xFFFF == 0:
+        if int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS:
             raise UnsupportedError(f"{cursor.path}: is a big-endian GGUF file", hint="convert it to little-endian")
         raise UnsupportedError(
             f"{cursor.path}: GGUF version {version}; ryzc reads {' and '.join(map(str, VERSIONS))}",
@@ -155,35 +186,41 @@ def _metadata(cursor: _Cursor, count: int) -> dict[str, _Value]:
     for i in range(count):
         key = cursor.text(f"key {i}", MAX_NAME)
         if key in found:
-            raise cursor.damaged(f"key {key!r} appears twice")
-        found[key] = _value(cursor, key, cursor.number("I", f"the type of {key!r}"))
+            raise cursor.damaged(f"key {_short(key)} appears twice")
+        found[key] = _value(cursor, _short(key), cursor.number("I", f"the type of {_short(key)}"))
     return found
 
 
+def _short(name: str) -> str:
+    """A name of the file as it may stand in a message."""
+    return repr(name if len(name) <= 80 else name[:80] + "…")
+
+
 def _value(cursor: _Cursor, key: str, kind: int) -> _Value:
+    """The value of a key, whose name is given as messages show it."""
     if kind == _STRING:
-        return cursor.text(f"the value of {key!r}")
+        return cursor.text(f"the value of {key}")
     if kind == _ARRAY:
         return _array(cursor, key)
     if kind not in _SCALARS:
-        raise cursor.damaged(f"{key!r} has the unknown type {kind}")
+        raise cursor.damaged(f"{key} has the unknown type {kind}")
     if kind == _BOOL:
         return _truths(cursor, key, 1)[0]
-    return cursor.number(_SCALARS[kind], f"the value of {key!r}")
+    return cursor.number(_SCALARS[kind], f"the value of {key}")
 
 
 def _array(cursor: _Cursor, key: str) -> _List:
-    kind, count = cursor.number("I", f"the element type of {key!r}"), cursor.number("Q", f"the length of {key!r}")
+    kind, count = cursor.number("I", f"the element type of {key}"), cursor.number("Q", f"the length of {key}")
     if kind == _STRING:
         return _strings(cursor, key, count)
     if kind == _BOOL:
         return _truths(cursor, key, count)
     if kind == _ARRAY:
-        raise UnsupportedError(f"{cursor.path}: {key!r} is an array of arrays, which no model needs")
+        raise UnsupportedError(f"{cursor.path}: {key} is an array of arrays, which no model needs")
     if kind not in _SCALARS:
-        raise cursor.damaged(f"{key!r} has elements of the unknown type {kind}")
+        raise cursor.damaged(f"{key} has elements of the unknown type {kind}")
     dtype = np.dtype("<" + _SCALARS[kind])
-    cursor.need(count * dtype.itemsize, f"{key!r} with {count} elements")
+    cursor.need(count * dtype.itemsize, f"{key} with {count} elements")
     values = np.frombuffer(cursor.view, dtype, count, cursor.at)
     cursor.at += values.nbytes
     return cast(_List, values.tolist())
@@ -191,7 +228,7 @@ def _array(cursor: _Cursor, key: str) -> _List:
 
 def _strings(cursor: _Cursor, key: str, count: int) -> list[str]:
     """Strings one after another; the one loop that large files spend their time in."""
-    cursor.need(8 * count, f"{key!r} with {count} strings")
+    cursor.need(8 * count, f"{key} with {count} strings")
     view, at, end = cursor.view, cursor.at, len(cursor.view)
     length_at = struct.Struct("<Q").unpack_from
     found: list[str] = []
@@ -201,24 +238,24 @@ def _strings(cursor: _Cursor, key: str, count: int) -> list[str]:
             stop = at + 8 + length
             if stop > end:
                 cursor.at = at
-                raise cursor.damaged(f"string {len(found)} of {key!r} is {length} bytes long, past the end")
+                raise cursor.damaged(f"string {len(found)} of {key} is {length} bytes long, past the end")
             found.append(str(view[at + 8 : stop], "utf-8"))
             at = stop
     except UnicodeDecodeError as error:
         cursor.at = at
-        raise cursor.damaged(f"string {len(found)} of {key!r} is not UTF-8") from error
+        raise cursor.damaged(f"string {len(found)} of {key} is not UTF-8") from error
     except struct.error as error:
         cursor.at = at
-        raise cursor.damaged(f"{key!r} ends after {len(found)} of {count} strings") from error
+        raise cursor.damaged(f"{key} ends after {len(found)} of {count} strings") from error
     cursor.at = at
     return found
 
 
 def _truths(cursor: _Cursor, key: str, count: int) -> list[bool]:
-    cursor.need(count, f"{key!r} with {count} truth values")
+    cursor.need(count, f"{key} with {count} truth values")
     raw = bytes(cursor.view[cursor.at : cursor.at + count])
     if raw and max(raw) > 1:
-        raise cursor.damaged(f"{key!r} holds a truth value that is neither 0 nor 1")
+        raise cursor.damaged(f"{key} holds a truth value that is neither 0 nor 1")
     cursor.at += count
     return [b == 1 for b in raw]
 
@@ -239,23 +276,24 @@ class _Entry:
         return count
 
 
-def _tensors(
-    cursor: _Cursor, data: npt.NDArray[np.uint8], count: int, alignment: int
-) -> Mapping[str, StoredTensor]:
+def _tensors(cursor: _Cursor, data: npt.NDArray[np.uint8], count: int, alignment: int) -> Mapping[str, StoredTensor]:
     entries: dict[str, _Entry] = {}
     for i in range(count):
         entry = _entry(cursor, i, alignment)
         if entry.name in entries:
-            raise cursor.damaged(f"tensor {entry.name!r} appears twice")
+            raise cursor.damaged(f"tensor {_short(entry.name)} appears twice")
         entries[entry.name] = entry
-    start = -(-cursor.at // alignment) * alignment
+    start = _aligned(cursor.at, alignment)
     size, last_end, last = len(data) - start, 0, ""
     for entry in sorted(entries.values(), key=lambda e: e.offset):
         if entry.offset < last_end:
-            raise cursor.damaged(f"tensors {last!r} and {entry.name!r} overlap")
+            raise cursor.damaged(f"tensors {_short(last)} and {_short(entry.name)} overlap")
         last_end, last = entry.offset + entry.bytes, entry.name
         if last_end > size:
-            raise cursor.damaged(f"tensor {entry.name!r} ends at byte {start + last_end}, past the file's {len(data)}")
+            end = start + last_end
+            raise cursor.damaged(f"tensor {_short(entry.name)} ends at byte {end}, past the file's {len(data)}")
+    if size > _aligned(last_end, alignment):
+        raise cursor.damaged(f"{size - last_end} bytes follow the last tensor, and nothing accounts for them")
     return {
         e.name: StoredTensor(
             e.name,
@@ -267,46 +305,49 @@ def _tensors(
     }
 
 
+def _aligned(offset: int, alignment: int) -> int:
+    return -(-offset // alignment) * alignment
+
+
 def _entry(cursor: _Cursor, index: int, alignment: int) -> _Entry:
     name = cursor.text(f"the name of tensor {index}", MAX_NAME)
-    rank = cursor.number("I", f"the rank of {name!r}")
+    what = f"tensor {_short(name)}"
+    rank = cursor.number("I", f"the rank of {what}")
     if not 1 <= rank <= MAX_DIMENSIONS:
-        raise cursor.damaged(f"tensor {name!r} has {rank} dimensions")
-    shape = tuple(cursor.number("Q", f"a dimension of {name!r}") for _ in range(rank))[::-1]
+        raise cursor.damaged(f"{what} has {rank} dimensions")
+    shape = tuple(cursor.number("Q", f"a dimension of {what}") for _ in range(rank))[::-1]
     if min(shape) < 1:
-        raise cursor.damaged(f"tensor {name!r} has shape {list(shape)}")
-    kind, offset = cursor.number("I", f"the type of {name!r}"), cursor.number("Q", f"the place of {name!r}")
+        raise cursor.damaged(f"{what} has shape {list(shape)}")
+    kind, offset = cursor.number("I", f"the type of {what}"), cursor.number("Q", f"the place of {what}")
     if kind not in GGML_TYPES:
         raise UnsupportedError(
-            f"{cursor.path}: tensor {name!r} has the tensor type {kind}, which ryzc does not know",
+            f"{cursor.path}: {what} has the tensor type {kind}, which ryzc does not know",
             hint=f"ryzc reads {', '.join(formats.names())}",
         )
     if GGML_TYPES[kind] not in formats.names():
         raise UnsupportedError(
-            f"{cursor.path}: tensor {name!r} is stored as {GGML_TYPES[kind]}, which ryzc does not read",
+            f"{cursor.path}: {what} is stored as {GGML_TYPES[kind]}, which ryzc does not read",
             hint=f"requantize the model to one of {', '.join(formats.names())}",
         )
     if offset % alignment:
-        raise cursor.damaged(f"tensor {name!r} starts at {offset}, which is not aligned to {alignment}")
+        raise cursor.damaged(f"{what} starts at {offset}, which is not aligned to {alignment}")
     try:
         row_bytes = formats.get(GGML_TYPES[kind]).row_bytes(shape[-1])
     except ValueError as error:
-        raise cursor.damaged(f"tensor {name!r}: {error}") from error
+        raise cursor.damaged(f"{what}: {error}") from error
     return _Entry(name, GGML_TYPES[kind], shape, offset, row_bytes)
 
 
-_TYPE_NAMES = {str: "a text", int: "a whole number", bool: "a truth value", float: "a number"}
+_TYPE_NAMES = {str: "text", int: "whole number", bool: "truth value", float: "number", list: "list"}
 
 
-def _typed(
-    path: Path, metadata: Mapping[str, _Value], key: str, kind: type[T], default: T | None = None
-) -> T:
+def _typed(path: Path, metadata: Mapping[str, _Value], key: str, kind: type[T], default: T | None = None) -> T:
     """A key's value, which must be of a type; required where there is no default."""
     value = metadata.get(key, default)
     if value is None:
-        raise SourceError(f"{path}: the metadata lacks {key}", hint=DAMAGED)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise SourceError(f"{path}: {key} is {str(value)[:60]!r}, not {_TYPE_NAMES[kind]}", hint=DAMAGED)
+        raise SourceError(f"{path}: the metadata lacks {key}", hint=FOREIGN)
+    if type(value) is not kind:  # bool is a subclass of int
+        raise SourceError(f"{path}: {key} is a {_TYPE_NAMES[type(value)]}, not a {_TYPE_NAMES[kind]}", hint=FOREIGN)
     return value
 
 
@@ -315,10 +356,10 @@ def _listed(path: Path, metadata: Mapping[str, _Value], key: str, kind: type[T],
     value = metadata.get(key)
     if value is None:
         if needed:
-            raise SourceError(f"{path}: the metadata lacks {key}", hint=DAMAGED)
+            raise SourceError(f"{path}: the metadata lacks {key}", hint=FOREIGN)
         return []
     if not isinstance(value, list) or (value and type(value[0]) is not kind):
-        raise SourceError(f"{path}: {key} is not a list of {_TYPE_NAMES[kind][2:]}s", hint=DAMAGED)
+        raise SourceError(f"{path}: {key} is no list of {_TYPE_NAMES[kind]}s", hint=FOREIGN)
     return cast(list[T], value)
 
 
@@ -346,15 +387,12 @@ def _vocabulary(path: Path, metadata: Mapping[str, _Value]) -> Vocabulary:
     special = {
         role: _typed(path, metadata, prefix + key, int) for role, key in _ROLES.items() if prefix + key in metadata
     }
-    scored: Callable[[str, bool], list[float]] = lambda name, needed: _listed(  # noqa: E731
-        path, metadata, prefix + name, float, needed=needed
-    )
     return Vocabulary(
         model=model,
         pre=_typed(path, metadata, prefix + "pre", str, "default"),
         tokens=_listed(path, metadata, prefix + "tokens", str, needed=True),
         types=_listed(path, metadata, prefix + "token_type", int, needed=True),
-        scores=scored("scores", model == "llama"),
+        scores=_listed(path, metadata, prefix + "scores", float, needed=model == "llama"),
         merges=_listed(path, metadata, prefix + "merges", str, needed=model == "gpt2"),
         special=special,
         add_bos=truth("add_bos_token"),

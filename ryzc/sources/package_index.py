@@ -33,9 +33,7 @@ TIMEOUT: Final = 60.0
 TRIES: Final = 4
 CHUNK: Final = 1 << 20
 MAX_PAGE: Final = 1 << 26
-NETWORK_HINT: Final = (
-    "check the connection; PIP_INDEX_URL names another package index, and PIP_CERT its certificate"
-)
+NETWORK_HINT: Final = "check the connection; PIP_INDEX_URL names another package index, and PIP_CERT its certificate"
 _ACCEPT: Final = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
 
 
@@ -51,7 +49,12 @@ def _pip_setting(name: str) -> str | None:
     """A setting of pip's configuration files, the closest file first."""
     home = Path.home()
     config = Path(os.environ.get("XDG_CONFIG_HOME", home / ".config"))
-    files = [Path(sys.prefix) / "pip.conf", config / "pip" / "pip.conf", home / ".pip" / "pip.conf", Path("/etc/pip.conf")]
+    files = [
+        Path(sys.prefix) / "pip.conf",
+        config / "pip" / "pip.conf",
+        home / ".pip" / "pip.conf",
+        Path("/etc/pip.conf"),
+    ]
     if os.environ.get("PIP_CONFIG_FILE"):
         files.insert(0, Path(os.environ["PIP_CONFIG_FILE"]))
     for file in files:
@@ -96,10 +99,13 @@ def _retry(what: str, attempt: Callable[[], None]) -> None:
     """Run an attempt, again after transient failures."""
     for left in reversed(range(TRIES)):
         try:
-            return attempt()
+            attempt()
+            return
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code != 429:
-                raise DownloadError(f"{what}: the server says {error.code} {error.reason}", hint=NETWORK_HINT) from error
+                raise DownloadError(
+                    f"{what}: the server says {error.code} {error.reason}", hint=NETWORK_HINT
+                ) from error
             failure: Exception = error
         except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
             failure = error

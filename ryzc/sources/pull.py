@@ -52,7 +52,9 @@ def pull(name: str, *, progress: Progress | None = None, cache: Path | None = No
     if name.startswith(HUB):
         return _pull_from_hub(name, directory)
     if name not in SAMPLES:
-        raise UsageError(f"there is no sample {name!r}", hint=f"pull one of {', '.join(SAMPLES)}, or hf:ORG/REPO[:FILE]")
+        raise UsageError(
+            f"there is no sample {name!r}", hint=f"pull one of {', '.join(SAMPLES)}, or hf:ORG/REPO[:FILE]"
+        )
     sample = SAMPLES[name]
     place = directory / sample.file
     if _complete(place, sample):
