@@ -66,6 +66,16 @@ def test_load_refuses_contexts(chat_bundle: Path) -> None:
         model.generate("a text of more than sixteen tokens")
 
 
+def test_models_may_be_dropped_without_closing(chat_bundle: Path) -> None:
+    code = (
+        "import ryzc, sys\n"
+        "texts = {ryzc.load(sys.argv[1], threads=2).generate('x', max_tokens=4, seed=1).text() for _ in range(20)}\n"
+        "print(len(texts))"
+    )
+    result = subprocess.run([sys.executable, "-c", code, str(chat_bundle)], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "1\n", "")
+
+
 def test_perplexity_is_that_of_the_logits(chat_bundle: Path) -> None:
     with ryzc.load(chat_bundle, threads=1) as model:
         result = perplexity(model, TEXT, context=64, chunks=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 
 import numpy as np
@@ -252,6 +253,18 @@ def test_refuses_arguments() -> None:
         model.chat([{"role": "user", "content": "a"}])
     with pytest.raises(UserError, match="chat template"):
         toy(template="{{ raise_exception('no') }}")[0].generate("a")
+
+
+def test_a_model_that_nobody_holds_is_closed() -> None:
+    model, step = toy()
+    generation = model.generate("abc", max_tokens=3)
+    del model
+    gc.collect()
+    assert not step.closed
+    generation.text()
+    del generation
+    gc.collect()
+    assert step.closed
 
 
 def test_closes() -> None:
