@@ -29,6 +29,7 @@ from ryzc.templates.kernels import Kernel
 
 Array: TypeAlias = npt.NDArray[Any]
 Entry: TypeAlias = Callable[..., None]
+Context: TypeAlias = Mapping[str, int | Array]
 
 WANTED = ("znver4", "znver3", "x86-64-v3")
 """One target of each instruction set; x86-64-v3 where the CPU is not AMD's."""
@@ -101,7 +102,7 @@ class Guarded:
             assert (part == _PATTERN).all(), f"the kernel wrote outside of {name}"
 
 
-def _context(values: Mapping[str, int | Array], guarded: Mapping[str, Guarded]) -> Array:
+def _context(values: Context, guarded: Mapping[str, Guarded]) -> Array:
     raw = np.zeros(abi.SIZE + 64, np.uint8)
     context = raw[-raw.ctypes.data % 64 :][: abi.SIZE]
     words = context.view(np.uint64)
@@ -115,27 +116,31 @@ def _context(values: Mapping[str, int | Array], guarded: Mapping[str, Guarded]) 
 def run(
     kernel: Kernel,
     target: str,
-    operands: Sequence[Array],
+    operands: Sequence[Array | int],
     *,
     threads: int = 1,
-    **context: int | Array,
+    **context: Any,
 ) -> None:
     """Call a kernel once for every thread, the last thread first; operands and context arrays change in place.
 
     Args:
-        operands: the kernel's arrays in order; one that is not writeable must be left as it was.
+        operands: the kernel's arrays in order; one that is not writeable must be left as it was. A number is
+            an address that is handed over as it is.
         context: members of the step's context by name: numbers, or arrays for pointers.
     """
     assert len(operands) == len(kernel.operands)
     arrays = {n: v for n, v in context.items() if isinstance(v, np.ndarray)}
     guarded = {name: Guarded(value) for name, value in arrays.items()}
-    handed = [Guarded(o) for o in operands]
+    handed = [o if isinstance(o, int) else Guarded(o) for o in operands]
     raw = _context(context, guarded)
     entry = compiled(kernel, target)
+    addresses = [h if isinstance(h, int) else h.array.ctypes.data for h in handed]
     for thread in reversed(range(threads)):
-        entry(raw.ctypes.data, thread, threads, *(h.array.ctypes.data for h in handed))
+        entry(raw.ctypes.data, thread, threads, *addresses)
     names = [*kernel.operands, *arrays]
     for name, source, copy in zip(names, [*operands, *arrays.values()], [*handed, *guarded.values()], strict=True):
+        if isinstance(source, int) or isinstance(copy, int):
+            continue
         copy.check(name)
         if source.flags.writeable:
             source[...] = copy.array
@@ -171,6 +176,6 @@ def worst(error: Array, bound: Array) -> str:
 
 
 def close(found: Array, expected: Array, bound: Array) -> None:
-    """Assert ``|found - expected| <= bound``, naming the worst cell."""
+    """Assert ``|found - expected| <= bound``, naming the worst cell; a NaN is never close."""
     error = np.abs(found.astype(np.float64) - expected)
     assert (error <= bound).all(), worst(error, bound)
