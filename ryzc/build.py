@@ -7,12 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from ryzc import __version__, bundle, models, sources
 from ryzc import targets as target_table
 from ryzc.errors import UsageError
 from ryzc.lower import Lowered, lower, shared_object
+from ryzc.lower.weights import Produce
 from ryzc.passes import pipeline
 from ryzc.sources import tokenizers
 from ryzc.sources.checkpoint import Checkpoint
@@ -64,6 +67,7 @@ def build(
     tell("read", 0, 1)
     checkpoint = sources.open(source)
     destination = Path(output) if output is not None else Path(f"{checkpoint.path.stem}.ryzc")
+    bundle.check_destination(destination)
     tokenizer_json = tokenizers.build(checkpoint.vocabulary)
     tell("read", 1, 1)
 
@@ -115,8 +119,8 @@ def plan(checkpoint: Checkpoint, *, activations: str = "int8", observer: Observe
     )
 
 
-def _counted(produce: Callable[[], object], done: Callable[[], None]) -> Callable[[], object]:
-    def run() -> object:
+def _counted(produce: Produce, done: Callable[[], None]) -> Produce:
+    def run() -> npt.NDArray[np.uint8]:
         result = produce()
         done()
         return result

@@ -209,7 +209,7 @@ class Value:
 _NO_BUILTINS = '"no-builtins"'
 
 
-class _Attributes(ir.values.FunctionAttributes):
+class _Attributes(ir.values.FunctionAttributes):  # type: ignore[misc]
     """What every function here carries.
 
     Shared kernels stay calls: inlined into every layer they would multiply code and compile time. And a

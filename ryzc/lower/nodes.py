@@ -252,9 +252,7 @@ def _emit_gated(planner: Planner, node: ir.Node, *, x_inputs: int) -> None:
     weight = planner.weight(packed, lambda: pack_gated(gate, up))
     activation = str(attribute(node, "activation"))
     target = planner.operand(out)
-    _call_linear(
-        planner, node, x, x_inputs, [gate], weight, 2 * gate.rows, activation, gate.rows, count, target
-    )
+    _call_linear(planner, node, x, x_inputs, [gate], weight, 2 * gate.rows, activation, gate.rows, count, target)
     planner.define(node.outputs[0], out)
     _count_macs(planner, [gate, up], False)
 
@@ -323,8 +321,8 @@ def _head_group(per_kv: int, kv_heads: int) -> int:
 def _page(planner: Planner, pages: ir.Value) -> tuple[int, str]:
     if pages.shape is None or not isinstance(pages.shape[-1], int):
         raise InternalError(f"{pages.name}: pages have no known size")
-    kinds = {ir.DataType.FLOAT16: "f16", ir.DataType.FLOAT: "f32"}
-    planner.page_tokens, planner.kv_dtype = int(pages.shape[-1]), kinds[ir.DataType(pages.dtype)]
+    kinds: dict[ir.DataType | None, str] = {ir.DataType.FLOAT16: "f16", ir.DataType.FLOAT: "f32"}
+    planner.page_tokens, planner.kv_dtype = int(pages.shape[-1]), kinds[pages.dtype]
     return planner.page_tokens, planner.kv_dtype
 
 

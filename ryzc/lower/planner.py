@@ -28,16 +28,18 @@ LOGITS_MULTIPLE = 128
 
 
 class ModelFacts(Protocol):
-    """What the planner asks of an architecture's config."""
-
-    vocab_size: int
-    context_length: int
-    kv_heads: int
-    head_dim: int
+    """What the planner asks of an architecture's config; see :class:`ryzc.models.Config`."""
 
     @property
-    def windows(self) -> Sequence[int]:
-        """Per layer how far back attention reaches; 0 is all."""
+    def vocab_size(self) -> int: ...
+    @property
+    def context_length(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def windows(self) -> Sequence[int]: ...
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ class Planner:
         def produce() -> npt.NDArray[np.uint8]:
             return np.ascontiguousarray(tensor.numpy()).view(np.uint8).reshape(-1)
 
-        columns = int(np.prod([int(d) for d in tensor.shape]))
+        columns = int(tensor.size)
         kinds = {ir.DataType.FLOAT: ("f32", 4), ir.DataType.DOUBLE: ("f64", 8)}
         if tensor.dtype not in kinds:
             raise UnsupportedError(f"{value.name}: vectors of type {tensor.dtype} are not supported")

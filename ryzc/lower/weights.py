@@ -66,7 +66,7 @@ def _matrix(value: ir.Value, format_name: str | None) -> Matrix:
     tensor = value.const_value
     if tensor is None:
         raise InternalError(f"weight {value.name} is no constant")
-    shape = [int(d) for d in tensor.shape]
+    shape = list(tensor.shape.numpy())
     if format_name is None:
         format_name = _FLOATS.get(tensor.dtype)
         if format_name is None:

@@ -11,10 +11,10 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +22,11 @@ import numpy.typing as npt
 from ryzc import targets
 from ryzc.bundle import Bundle, abi
 from ryzc.bundle.plan import Plan
-from ryzc.errors import ContextError, UsageError
+from ryzc.errors import BundleError, ContextError, UsageError
 
 I32: TypeAlias = npt.NDArray[np.int32]
 F32: TypeAlias = npt.NDArray[np.float32]
+Native: TypeAlias = Callable[..., None]
 SPIN_PAUSES = 20_000
 """Pauses an idle worker makes before it sleeps: a few times what the caller needs between steps."""
 HUGE_PAGE = 1 << 21
@@ -127,10 +128,11 @@ class CompiledModel:
         for worker in self._workers:
             worker.start()
 
-    def _entry(self, name: str, *arguments: type) -> ctypes._CFuncPtr:
+    def _entry(self, name: str, *arguments: type) -> Native:
         function = self._library[name]
         function.argtypes, function.restype = list(arguments), None
-        return function
+        native: Native = function
+        return native
 
     def _find_logits(self) -> F32:
         buffer = next(b for b in self.plan.buffers if b.name == "logits")
@@ -144,7 +146,7 @@ class CompiledModel:
         self._context[offset : offset + 8].view(np.int64)[0] = value
 
     def _set_up_context(self) -> None:
-        pointers = {
+        pointers: dict[str, npt.NDArray[Any]] = {
             "weights": self._weights,
             "arena": self._arena,
             "kv": self._kv,
@@ -254,8 +256,7 @@ class CompiledModel:
         region = _anonymous(part * count)
         region[::512] = 1  # touch every page: unwritten ones would all be the same page of zeros
         sinks = [_anonymous(4096) for _ in range(count)]
-        base, call = region.ctypes.data, self._library["probe_read"]
-        call.argtypes, call.restype = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p], None
+        base, call = region.ctypes.data, self._entry("probe_read", ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
         best = _parallel([(call, (base + i * part, part, sinks[i].ctypes.data)) for i in range(count)])
         return best * nbytes / (part * count)
 
@@ -263,8 +264,7 @@ class CompiledModel:
         """Seconds and multiply-accumulates of the int8 dot product at full rate on ``threads`` threads."""
         count = threads or self.threads
         sinks = [_anonymous(4096) for _ in range(count)]
-        call = self._library["probe_int8"]
-        call.argtypes, call.restype = [ctypes.c_int64, ctypes.c_void_p], None
+        call = self._entry("probe_int8", ctypes.c_int64, ctypes.c_void_p)
         seconds = _parallel([(call, (iterations, sink.ctypes.data)) for sink in sinks])
         return seconds, count * iterations * PROBE_MACS[self.target.isa]
 
@@ -311,20 +311,18 @@ def _read_weights(bundle: Bundle, *, copy: bool) -> npt.NDArray[np.uint8]:
             return np.frombuffer(mapped, np.uint8)[start:]
         region = _anonymous(size)
         file.seek(start)
-        view, done = memoryview(region), 0
+        view, done = region.data, 0
         while done < size:
             got = file.readinto(view[done:])
             if not got:
                 break
             done += got
     if done != size:
-        from ryzc.errors import BundleError
-
         raise BundleError(f"{bundle.weights_path}: ends after {done} of {size} bytes", hint="build the bundle again")
     return region
 
 
-def _parallel(calls: list[tuple[ctypes._CFuncPtr, tuple[int, ...]]]) -> float:
+def _parallel(calls: list[tuple[Native, tuple[int, ...]]]) -> float:
     """Wall seconds of calls that start together, each on a thread."""
     barrier = threading.Barrier(len(calls))
     spans: list[tuple[float, float]] = [(0.0, 0.0)] * len(calls)

@@ -2,36 +2,93 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 
 from ryzc.errors import SourceError, UnsupportedError
+from ryzc.sources import huggingface
 from ryzc.sources.checkpoint import Checkpoint, StoredTensor, Vocabulary
-from ryzc.sources.pull import HUB, names, pull
+from ryzc.sources.pull import Progress, names, pull
+from ryzc.sources.samples import SAMPLES, Sample
 
-__all__ = ["Checkpoint", "StoredTensor", "Vocabulary", "names", "open", "pull"]
+__all__ = [
+    "SAMPLES",
+    "Checkpoint",
+    "Progress",
+    "Sample",
+    "StoredTensor",
+    "Vocabulary",
+    "digest",
+    "locate",
+    "names",
+    "open",
+    "pull",
+]
 
 
-def open(source: str | Path) -> Checkpoint:
+def open(source: str | Path, *, progress: Progress | None = None) -> Checkpoint:
     """Read a model: a GGUF file's path, a named sample, or ``hf:ORG/REPO[:FILE]``.
 
-    A file of a sample's name comes first. What is not here yet is fetched, see :mod:`ryzc.sources.pull`.
-
     Raises:
-        SourceError, UnsupportedError, DownloadError: see :mod:`ryzc.errors`.
+        SourceError, UnsupportedError, DownloadError, UsageError: see :mod:`ryzc.errors`.
     """
     from ryzc.sources import gguf
 
-    text, path = str(source), Path(source)
-    if not path.exists():
-        if text in names() or text.startswith(HUB):
-            return gguf.read(pull(text))
-        raise SourceError(
-            f"{text}: no such file",
-            hint=f"name a GGUF file, one of the samples {', '.join(names())}, or hf:ORG/REPO[:FILE]",
+    return gguf.read(locate(source, progress=progress))
+
+
+def locate(source: str | Path, *, progress: Progress | None = None) -> Path:
+    """The file that a source names, fetched where it is not here yet. A file of a sample's name comes first.
+
+    Args:
+        progress: told of a transfer, see :func:`ryzc.sources.pull.pull`.
+
+    Raises:
+        SourceError: there is no such file.
+        UnsupportedError: it is a directory.
+        DownloadError, UsageError: it cannot be fetched.
+    """
+    text = str(source)
+    if os.path.isfile(text):
+        return Path(text)
+    if text in names() or text.startswith(huggingface.PREFIX):
+        return pull(text, progress=progress)
+    if os.path.isdir(text):
+        raise _directory(Path(text))
+    if os.path.exists(text):
+        return Path(text)  # a pipe, say: the reader tells what is wrong with it
+    shown = text if len(text) <= 200 else text[:200] + "…"
+    raise SourceError(
+        f"{shown!r}: no such file" if not shown.isprintable() or not shown else f"{shown}: no such file",
+        hint=f"name a GGUF file, one of the samples {', '.join(names())}, or {huggingface.FORM}",
+    )
+
+
+def _directory(path: Path) -> UnsupportedError:
+    try:
+        inside = sorted(entry.name for entry in path.iterdir())
+    except OSError:
+        inside = []
+    found = [name for name in inside if name.endswith(".gguf")]
+    if found:
+        return UnsupportedError(f"{path}: is a directory", hint=f"name the file, e.g. {path / found[0]}")
+    if any(name.endswith(".safetensors") for name in inside):
+        return UnsupportedError(
+            f"{path}: is a safetensors checkpoint; ryzc reads only GGUF for now",
+            hint="convert it with llama.cpp's convert_hf_to_gguf.py",
         )
-    if path.is_dir():
-        raise UnsupportedError(
-            f"{path}: is a directory; ryzc does not read safetensors checkpoints yet",
-            hint="convert it to GGUF, or name the .gguf file in it",
-        )
-    return gguf.read(path)
+    return UnsupportedError(f"{path}: is a directory without a GGUF file", hint="name a .gguf file")
+
+
+def digest(path: str | Path) -> str:
+    """The sha256 of a file, in hexadecimal.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror}", hint="check the path and its rights") from error

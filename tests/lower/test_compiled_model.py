@@ -31,9 +31,9 @@ CHECKPOINTS: dict[str, Callable[[], Checkpoint]] = {
     ),
     "llama-floats": lambda: _alike(tiny_models.llama, FLOATS, 3),
     "llama-untied": lambda: _alike(lambda **k: tiny_models.llama(tied=False, kv_heads=4, vocab=77, **k), ("q8_0",), 4),
-    "gemma3-legacy": lambda: _alike(tiny_models.gemma3, LEGACY, 5),
+    "gemma3-legacy": lambda: _alike(tiny_models.gemma3, ("q5_0", "q8_0"), 5),
     "gemma3-k": lambda: _alike(
-        lambda **k: tiny_models.gemma3(hidden=256, heads=4, head_dim=64, feed_forward=256, **k), K_QUANTS, 6
+        lambda **k: tiny_models.gemma3(hidden=256, heads=4, head_dim=64, feed_forward=256, **k), ("q4_k", "q6_k"), 6
     ),
 }
 TOKENS = 45
@@ -48,9 +48,7 @@ def _alike(make: Callable[..., Checkpoint], mix: tuple[str, ...], seed: int) -> 
         if name.endswith("ffn_gate.weight"):
             up = name.replace("gate", "up")
             tensors[up] = tiny_models.stored(rng, up, gate.format, gate.shape)
-    return Checkpoint(
-        checkpoint.path, checkpoint.architecture, checkpoint.metadata, tensors, checkpoint.vocabulary
-    )
+    return Checkpoint(checkpoint.path, checkpoint.architecture, checkpoint.metadata, tensors, checkpoint.vocabulary)
 
 
 def _tokens(vocabulary: int, count: int = TOKENS, seed: int = 0) -> npt.NDArray[np.int64]:
@@ -81,9 +79,16 @@ def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
     return CHECKPOINTS[request.param]()
 
 
+@pytest.fixture(scope="module")
+def bundles(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The checkpoint compiled for each instruction set that runs here."""
+    directory = tmp_path_factory.mktemp("int8")
+    return {t: write_bundle(checkpoint, directory / f"{t}.ryzc", target=t) for t in runnable_targets()}
+
+
 @pytest.fixture(scope="module", params=runnable_targets())
-def int8_bundle(request: pytest.FixtureRequest, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(checkpoint, tmp_path_factory.mktemp("int8") / "tiny.ryzc", target=request.param)
+def int8_bundle(request: pytest.FixtureRequest, bundles: dict[str, Path]) -> Path:
+    return bundles[request.param]
 
 
 @pytest.fixture(params=runnable_targets())
@@ -91,6 +96,11 @@ def exact(request: pytest.FixtureRequest, checkpoint: Checkpoint, tmp_path: Path
     path = write_bundle(checkpoint, tmp_path / "tiny.ryzc", target=request.param, activations="f32")
     with _open(path) as model:
         yield model
+
+
+def _relative(found: F32, expected: F32) -> float:
+    """Root mean square of the difference, relative to that of what was expected."""
+    return float(np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean()))
 
 
 def test_float_activations_equal_the_oracle(checkpoint: Checkpoint, exact: CompiledModel) -> None:
@@ -113,10 +123,12 @@ def test_int8_activations_follow_the_final_graph(checkpoint: Checkpoint, int8_bu
         tokens = _tokens(model.vocab_size)
         expected = PagedOracle(semantic).prompt(tokens.tolist())
         found = _feed(model, tokens, [len(tokens)])
-    # The graph rounds activations to the same codes except where float32 rounding tips a tie: a flipped
-    # code moves one product in K by 1 / 127, far below the noise that the codes themselves add.
-    error = np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean())
-    assert error <= 5e-3
+    # Both round activations to the same codes until float32 rounding tips a tie; from there on they are two
+    # roundings of one model, as far apart as each is from float activations. Without rounded activations
+    # only the halves of the cache (2**-11) are left. The first token has met almost no ties yet.
+    cost = _relative(expected, logits(models.load(checkpoint).ir_model, tokens.tolist()))
+    assert _relative(found, expected) <= cost + 2**-11
+    assert _relative(found[:1], expected[:1]) <= 0.2 * cost + 2**-11
 
 
 def test_bits_do_not_depend_on_chunks_threads_or_neighbours(int8_bundle: Path) -> None:
@@ -189,17 +201,19 @@ def test_what_does_not_fit_is_refused(int8_bundle: Path) -> None:
         with pytest.raises(UsageError, match="rows"):
             model.step([1], [0], [0], [1])
         with pytest.raises(UsageError, match="steps 1 to"):
-            model.step(np.zeros(model.max_tokens + 1), np.zeros(model.max_tokens + 1), np.zeros(model.max_tokens + 1), [])
+            model.step(
+                np.zeros(model.max_tokens + 1), np.zeros(model.max_tokens + 1), np.zeros(model.max_tokens + 1), []
+            )
         model.page_table[0, 1] = model.pages
         model.step([1], [31], [0], [0])  # the page is not reached yet
         with pytest.raises(ContextError, match="outside the pool"):
             model.step([1], [32], [0], [0])
 
 
-def test_instruction_sets_agree_bit_for_bit(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_instruction_sets_agree_bit_for_bit(bundles: dict[str, Path]) -> None:
     found = []
-    for target in runnable_targets():
-        with _open(write_bundle(checkpoint, tmp_path / f"{target}.ryzc", target=target)) as model:
+    for path in bundles.values():
+        with _open(path) as model:
             tokens = _tokens(model.vocab_size)
             found.append(_feed(model, tokens, [TOKENS]))
     assert all(np.array_equal(other, found[0]) for other in found[1:])

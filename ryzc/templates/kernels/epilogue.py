@@ -10,6 +10,8 @@ A gated tile holds 16 rows of the gate and the 16 matching rows of up.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ryzc.codegen.vector import F32, I32, Function, Value, vec
@@ -21,49 +23,50 @@ GATES = {"silu": scalar_math.silu, "gelu_tanh": scalar_math.gelu_tanh}
 
 @dataclass(frozen=True)
 class Epilogue:
-    """An epilogue for a layer of ``rows`` packed rows that writes tokens ``stride`` elements apart."""
+    """An epilogue for a layer of ``packed_rows`` that writes tokens ``stride`` elements apart."""
 
     kind: str
-    rows: int
+    packed_rows: int
     stride: int
 
     @property
     def gated(self) -> bool:
         return self.kind in GATES
 
-    def passes(self, lanes: int, *, wide: bool) -> list[list[int]]:
-        """Which row vectors of a tile are computed together.
+    @contextmanager
+    def rows(self, fn: Function, lanes: int, *, wide: bool) -> Iterator[list[Value]]:
+        """Loop over the rows of a tile that are computed together; yields the first row of each vector.
 
-        ``wide`` takes as many as give one sequential read of the tile; otherwise registers are left
-        for more tokens.
+        ``wide`` takes the whole tile at once, one sequential read; otherwise registers are left for more
+        tokens. Of a gated tile the rows of the gate and their partners of up go together.
         """
-        count = TILE // lanes
+        half = TILE // 2
         if self.gated:
-            pairs = [[i, i + count // 2] for i in range(count // 2)]
-            return [[v for pair in pairs for v in pair]] if wide else pairs
-        if wide:
-            return [list(range(count))]
-        per_pass = 2 if lanes == 16 else 1
-        return [list(range(i, i + per_pass)) for i in range(0, count, per_pass)]
+            span, stop = half if wide else lanes, half
+            firsts = [row for first in range(0, span, lanes) for row in (first, first + half)]
+        else:
+            span, stop = TILE if wide or lanes == half else lanes, TILE
+            firsts = list(range(0, span, lanes))
+        with fn.loop(0, stop, span) as loop:
+            yield [loop.index + first for first in firsts]
 
     def write(
-        self, fn: Function, lanes: int, sums: list[list[Value]], vectors: list[int], tile: Value, out: Value, m: Value
+        self, fn: Function, lanes: int, sums: list[list[Value]], rows: list[Value], tile: Value, out: Value, m: Value
     ) -> None:
-        """Write the sums ``[token][row vector]`` of tokens from ``m`` on."""
+        """Write the sums ``[token][row vector]`` of tokens from ``m`` on; ``rows`` are the vectors' first rows."""
         for t, of_token in enumerate(sums):
-            row = fn.at(out, m * (4 * self.stride), t * 4 * self.stride)
+            line = fn.at(out, m * (4 * self.stride), t * 4 * self.stride)
             if self.gated:
-                for gate_at in range(0, len(vectors), 2):
+                for gate_at in range(0, len(rows), 2):
                     gate, up = of_token[gate_at], of_token[gate_at + 1]
-                    self._put(fn, lanes, GATES[self.kind](fn, gate) * up, row, tile * (TILE // 2), vectors[gate_at])
+                    self._put(fn, lanes, GATES[self.kind](fn, gate) * up, line, tile * (TILE // 2) + rows[gate_at])
             else:
-                for value, v in zip(of_token, vectors, strict=True):
-                    self._put(fn, lanes, value, row, tile * TILE, v)
+                for value, row in zip(of_token, rows, strict=True):
+                    self._put(fn, lanes, value, line, tile * TILE + row)
 
-    def _put(self, fn: Function, lanes: int, value: Value, row: Value, first: Value, v: int) -> None:
-        rows = self.rows // 2 if self.gated else self.rows
-        columns = first + v * lanes
-        where = fn.at(row, columns << 2)
+    def _put(self, fn: Function, lanes: int, value: Value, line: Value, columns: Value) -> None:
+        rows = self.packed_rows // 2 if self.gated else self.packed_rows
+        where = fn.at(line, columns << 2)
         if rows % (TILE // 2 if self.gated else TILE) == 0:
             if self.kind == "residual":
                 value = value + fn.load(value.type, where, align=4)

@@ -64,11 +64,11 @@ class Linear(Kernel):
             base = fn.at(weights, tile * tile_bytes(fmt, self.columns))
             with token_tiles(fn, first, last, _token_tiles(isa)) as tile_of:
                 for m, width in tile_of:
-                    for vectors in epilogue.passes(isa.lanes, wide=width == 1):
+                    with epilogue.rows(fn, isa.lanes, wide=width == 1) as rows:
                         x = fn.at(codes, m * self.columns)
                         a = fn.at(records, m * (self.columns // STEP * act.RECORD_BYTES))
-                        y = _Tile(fn, isa, fmt, self.columns, width, vectors, stack).run(base, x, a)
-                        epilogue.write(fn, isa.lanes, y, vectors, tile, out, m)
+                        y = _Tile(fn, isa, fmt, self.columns, width, rows, stack).run(base, x, a)
+                        epilogue.write(fn, isa.lanes, y, rows, tile, out, m)
         fn.finish()
 
 
@@ -89,14 +89,14 @@ class _Tile:
     format: AffineFormat
     columns: int
     width: int
-    vectors: list[int]
+    rows: list[Value]
     stack: Value | None
 
     def run(self, base: Value, x: Value, records: Value) -> list[list[Value]]:
         """Sums ``[token][row vector]``, float32."""
         fn, fmt, lanes = self.fn, self.format, self.isa.lanes
         reader = PackedBlocks(fn, fmt, lanes)
-        rows = [v * lanes for v in self.vectors]
+        rows = self.rows
         zeros = [fn.const(vec(F32, lanes), 0.0)] * (self.width * len(rows))
         with fn.loop(0, self.columns // fmt.block, 1, zeros) as blocks:
             block = fn.at(base, blocks.index * block_bytes(fmt))
@@ -130,7 +130,7 @@ class _Tile:
         sums: list[Value],
     ) -> list[Value]:
         """Add the step ``k`` (32 elements) to the sums; ``scales`` is ``[row vector][half]``."""
-        fn, lanes, count = self.fn, self.isa.lanes, len(self.vectors)
+        fn, lanes, count = self.fn, self.isa.lanes, len(self.rows)
         per_half = OPERANDS // reader.halves
         record = [self._record(records, k, t) for t in range(self.width)]
         out = list(sums)
@@ -138,7 +138,7 @@ class _Tile:
             start = [self._start(record[t], half, reader.halves) for t in range(self.width)]
             dots = [start[t] for t in range(self.width) for _ in range(count)]
             for j in range(half * per_half, (half + 1) * per_half):
-                codes = [reader.operand(step, j, v * lanes) for v in self.vectors]
+                codes = [reader.operand(step, j, row) for row in self.rows]
                 for t in range(self.width):
                     quad = fn.load(I32, x, k * STEP, t * self.columns + 4 * j, align=4).splat(lanes)
                     for v in range(count):
@@ -162,7 +162,10 @@ class _Tile:
         return (self.isa.dot_bytes if self._full_range() else self.isa.dot)(acc, codes, quad)
 
     def _minus_sum(self, record: Value, half: int, halves: int) -> Value:
-        load = lambda offset: self.fn.load(I32, record, offset, align=4)  # noqa: E731
+        
+        def load(offset: int) -> Value:
+            return self.fn.load(I32, record, offset, align=4)
+
         if halves == 1:
             return load(act.MINUS_SUM)
         return load(act.MINUS_FIRST) if half == 0 else load(act.MINUS_SUM) - load(act.MINUS_FIRST)
@@ -199,10 +202,13 @@ def reference(
     q = (fields.q.astype(np.int64) - fmt.zero).reshape(n, groups, fmt.group)
     x = codes.astype(np.int64).reshape(len(codes), groups, fmt.group)
     dots = np.einsum("ngi,tgi->tng", q, x)
-    spread = lambda a: np.repeat(a.astype(np.float64), fmt.block // fmt.group, axis=1)  # noqa: E731
+
+    def spread(per_block: npt.NDArray[np.float16]) -> npt.NDArray[np.float64]:
+        return np.repeat(per_block.astype(np.float64), fmt.block // fmt.group, axis=1)
+
     x_scale = np.repeat(scales.astype(np.float64), per_step, axis=1)
     w_scale = spread(fields.d) * (1 if fields.s is None else fields.s.astype(np.float64))
-    y = np.einsum("tng,ng,tg->tn", dots.astype(np.float64), w_scale, x_scale)
+    y: npt.NDArray[np.float64] = np.einsum("tng,ng,tg->tn", dots.astype(np.float64), w_scale, x_scale)
     if fields.m is not None:
         minimum = fmt.min_sign * spread(fields.m) * (1 if fields.t is None else fields.t.astype(np.float64))
         y += np.einsum("ng,tg->tn", minimum, x_scale * x.sum(axis=2))

@@ -57,10 +57,10 @@ class LinearF32(Kernel):
         ):
             base = fn.at(weights, tile * tile_bytes(fmt, self.columns))
             for m, width in tile_of:
-                for vectors in epilogue.passes(isa.lanes, wide=False):
-                    inner = _Tile(fn, isa.lanes, fmt, self.columns, width, vectors, stack)
+                with epilogue.rows(fn, isa.lanes, wide=False) as rows:
+                    inner = _Tile(fn, isa.lanes, fmt, self.columns, width, rows, stack)
                     y = inner.run(base, fn.at(x, m * (4 * self.columns)))
-                    epilogue.write(fn, isa.lanes, y, vectors, tile, out, m)
+                    epilogue.write(fn, isa.lanes, y, rows, tile, out, m)
         fn.finish()
 
 
@@ -74,14 +74,14 @@ class _Tile:
     format: WeightFormat
     columns: int
     width: int
-    vectors: list[int]
+    rows: list[Value]
     stack: Value | None
 
     def run(self, base: Value, x: Value) -> list[list[Value]]:
         """Sums ``[token][row vector]``."""
-        zeros = [self.fn.const(vec(F32, self.lanes), 0.0)] * (self.width * len(self.vectors) * SUMS)
+        zeros = [self.fn.const(vec(F32, self.lanes), 0.0)] * (self.width * len(self.rows) * SUMS)
         sums = self._affine(base, x, zeros) if isinstance(self.format, AffineFormat) else self._float(base, x, zeros)
-        count = len(self.vectors)
+        count = len(self.rows)
         joined = [(s[0] + s[1]) + (s[2] + s[3]) for s in (sums[i : i + SUMS] for i in range(0, len(sums), SUMS))]
         return [joined[t * count : (t + 1) * count] for t in range(self.width)]
 
@@ -89,7 +89,7 @@ class _Tile:
         """Add four consecutive elements of a row vector to every token's sums."""
         for t in range(self.width):
             for i, w in enumerate(weights):
-                at = (t * len(self.vectors) + v) * SUMS + i
+                at = (t * len(self.rows) + v) * SUMS + i
                 value = self.fn.load(F32, x, k << 2, 4 * (t * self.columns + offset + i), align=4)
                 sums[at] = self.fn.fma(w, value.splat(self.lanes), sums[at])
 
@@ -97,16 +97,16 @@ class _Tile:
         fn, fmt = self.fn, self.format
         with fn.loop(0, self.columns, SUMS, zeros) as loop:
             sums = list(loop.values)
-            for v, vector in enumerate(self.vectors):
+            for v, row in enumerate(self.rows):
                 weights = [
-                    self._load(base, loop.index * (TILE * fmt.block_bytes), (i * TILE + vector * self.lanes))
+                    self._load(base, loop.index * (TILE * fmt.block_bytes), row + i * TILE)
                     for i in range(SUMS)
                 ]
                 self._add(sums, v, weights, x, loop.index, 0)
             loop.values = sums
         return loop.results
 
-    def _load(self, base: Value, at: Value, element: int) -> Value:
+    def _load(self, base: Value, at: Value, element: Value) -> Value:
         fn, size = self.fn, self.format.block_bytes
         raw = fn.load(vec(_FLOATS[self.format.name], self.lanes), base, at, element * size, align=size)
         if self.format.name == "bf16":
@@ -117,7 +117,7 @@ class _Tile:
         fn, fmt = self.fn, self.format
         assert isinstance(fmt, AffineFormat)
         reader = PackedBlocks(fn, fmt, self.lanes)
-        rows = [v * self.lanes for v in self.vectors]
+        rows = self.rows
         with fn.loop(0, self.columns // fmt.block, 1, zeros) as blocks:
             block = fn.at(base, blocks.index * block_bytes(fmt))
             step0 = fn.at(block, reader.header_bytes)
@@ -143,9 +143,9 @@ class _Tile:
     ) -> list[Value]:
         sums = list(values)
         for j in range(OPERANDS):
-            for v, vector in enumerate(self.vectors):
+            for v, row in enumerate(self.rows):
                 s = scales[v][j * reader.halves // OPERANDS]
-                weights = [s.scale * q for q in reader.elements(step, j, vector * self.lanes)]
+                weights = [s.scale * q for q in reader.elements(step, j, row)]
                 if s.minimum is not None:
                     weights = [w + s.minimum for w in weights]
                 self._add(sums, v, weights, x, k, 4 * j)

@@ -29,7 +29,9 @@ def work_items(fn: Function, tiles: int, tokens: Value) -> Iterator[tuple[Value,
 
 
 @contextmanager
-def token_tiles(fn: Function, first: Value, last: Value, widths: tuple[int, ...]) -> Iterator[Iterator[tuple[Value, int]]]:
+def token_tiles(
+    fn: Function, first: Value, last: Value, widths: tuple[int, ...]
+) -> Iterator[Iterator[tuple[Value, int]]]:
     """Cover tokens ``first .. last`` by tiles, widest first; the body is emitted once for each width."""
 
     def emit() -> Iterator[tuple[Value, int]]:

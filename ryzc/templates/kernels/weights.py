@@ -6,6 +6,7 @@ worth; the embedding takes one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ryzc.codegen.vector import F16, F32, I32, Function, Value, vec
@@ -131,7 +132,7 @@ class PackedBlocks:
         return [((codes >> 8 * i & 255) - self.format.zero).to_float() for i in range(4)]
 
 
-def stack_scales(reader: PackedBlocks, block: Value, rows: list[int], stack: Value) -> None:
+def stack_scales(reader: PackedBlocks, block: Value, rows: Sequence[Value], stack: Value) -> None:
     """Expand the sub-scales of a block for some rows onto the stack, ``[group][row vector][scale, minimum]``."""
     fn, width = reader.fn, 4 * reader.lanes
     for v, row in enumerate(rows):
