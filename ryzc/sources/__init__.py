@@ -60,7 +60,7 @@ def locate(source: str | Path, *, progress: Progress | None = None) -> Path:
         return Path(text)  # a pipe, say: the reader tells what is wrong with it
     shown = text if len(text) <= 200 else text[:200] + "…"
     raise SourceError(
-        f"{shown!r}: no such file" if not shown.isprintable() or not shown else f"{shown}: no such file",
+        f"{shown or 'an empty name'}: no such file",
         hint=f"name a GGUF file, one of the samples {', '.join(names())}, or {huggingface.FORM}",
     )
 

@@ -118,14 +118,17 @@ def _tls() -> ssl.SSLContext:
     stated = _first_of("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE") or _pip_setting("cert")
     try:
         if stated:
-            return ssl.create_default_context(**{"capath" if os.path.isdir(stated) else "cafile": stated})
+            folder = os.path.isdir(stated)
+            return ssl.create_default_context(cafile=None if folder else stated, capath=stated if folder else None)
         import certifi
 
         context = ssl.create_default_context()
         context.load_verify_locations(certifi.where())
         return context
     except OSError as error:
-        raise DownloadError(f"the certificates {stated} cannot be read: {error}", hint=NETWORK_HINT) from error
+        raise DownloadError(
+            f"the certificates {stated or 'of certifi'} cannot be read: {error}", hint=NETWORK_HINT
+        ) from error
 
 
 def _timeout() -> float:

