@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from pkgutil import iter_modules
@@ -80,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(message: str, hint: str | None, code: int) -> int:
     if os.environ.get("RYZC_DEBUG") == "1":
+        import traceback
+
         traceback.print_exc()
     click.secho("error: ", fg="red", bold=True, nl=False, err=True)
     click.echo(message, err=True)

@@ -28,7 +28,7 @@ DEFAULT_CONTEXT = 4096
 TEMPLATE_FILE = "chat_template.jinja"
 
 Message: TypeAlias = Mapping[str, Any]
-Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
+Prompt: TypeAlias = str | Sequence[int] | Sequence[Message] | npt.NDArray[np.integer[Any]]
 
 
 def load(
@@ -117,6 +117,8 @@ class Model:
             UsageError: it is empty, no prompt, or holds ids that the model does not know.
             UserError: the chat template refuses it.
         """
+        if isinstance(prompt, np.ndarray):
+            prompt = prompt.tolist()
         if isinstance(prompt, str):
             if raw or not self.has_chat_template:
                 ids = self.tokenizer.encode(prompt)

@@ -77,6 +77,15 @@ def test_a_text_goes_through_the_template_unless_raw() -> None:
     assert toy()[0].tokenize("hi") == tokenizer.encode("hi")
 
 
+def test_ids_may_come_in_an_array() -> None:
+    model, _ = toy()
+    assert model.tokenize(np.array([5, 6, 7], np.int64)) == [5, 6, 7]
+    with pytest.raises(UsageError):
+        model.tokenize(np.array([0.5]))
+    with pytest.raises(UsageError):
+        model.tokenize(np.array([], np.int32))
+
+
 def test_the_first_token_comes_once() -> None:
     writes_it = "{{ bos_token }}" + TEMPLATE
     assert toy(template=writes_it)[0].tokenize("hi") == toy(template=TEMPLATE)[0].tokenize("hi")
