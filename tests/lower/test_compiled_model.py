@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -221,3 +223,25 @@ def test_instruction_sets_agree_bit_for_bit(bundles: dict[str, Path]) -> None:
 
 def test_the_same_source_gives_the_same_plan(checkpoint: Checkpoint) -> None:
     assert plan_of(checkpoint).plan == plan_of(checkpoint).plan
+
+
+def test_idle_threads_burn_no_cpu(int8_bundle: Path) -> None:
+    with _open(int8_bundle, threads=4) as model:
+        model.step([1], [0], [0], [0])
+        time.sleep(0.2)  # workers spin for a while first
+        before, start = time.process_time(), time.perf_counter()
+        time.sleep(1.0)
+        used, passed = time.process_time() - before, time.perf_counter() - start
+        assert used < 0.02 * passed
+        model.step([2], [1], [0], [0])  # and wake again
+
+
+def test_threads_end_with_the_model(int8_bundle: Path) -> None:
+    alive = threading.active_count()
+    model = _open(int8_bundle, threads=3)
+    assert threading.active_count() == alive + 2
+    model.close()
+    model.close()
+    assert threading.active_count() == alive
+    with pytest.raises(UsageError, match="closed"):
+        model.step([1], [0], [0], [0])
