@@ -6,11 +6,13 @@ first, so that no input can make the code read or write outside its buffers.
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
 import mmap
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +102,7 @@ class CompiledModel:
         self.context = context
         self.pages = per_sequence * sequences if pages is None else pages
         self.page_table: I32 = np.zeros((sequences, per_sequence), np.int32)
-        self._library = ctypes.CDLL(str(self.bundle.kernel_path(self.target.name)))
+        self._library = _Library(self.bundle.kernel_path(self.target.name))
         self._weights = _read_weights(self.bundle, copy=weights == "copy")
         self._arena = _anonymous(plan.arena_bytes)
         self._kv = _anonymous(self.pages * plan.kv.page_bytes)
@@ -111,12 +113,12 @@ class CompiledModel:
         self._row_max, self._row_sum = (np.zeros(plan.max_rows, np.float32) for _ in range(2))
         self._logits = self._find_logits()
         self._context = _anonymous(mmap.PAGESIZE)
-        self._set_up_context()
-        self._step = self._entry("step", ctypes.c_void_p)
+        pointers = self._set_up_context()
+        self._step = self._library.entry("step", ctypes.c_void_p)
         self._address = self._context.ctypes.data
         self._workers = [
             threading.Thread(
-                target=self._entry("worker", ctypes.c_void_p, ctypes.c_int64),
+                target=self._library.entry("worker", ctypes.c_void_p, ctypes.c_int64),
                 args=(self._address, i),
                 name=f"ryzc-worker-{i}",
                 daemon=True,
@@ -124,15 +126,11 @@ class CompiledModel:
             for i in range(1, self.threads)
         ]
         self._lock = threading.Lock()
-        self._closed = False
         for worker in self._workers:
             worker.start()
-
-    def _entry(self, name: str, *arguments: type) -> Native:
-        function = self._library[name]
-        function.argtypes, function.restype = list(arguments), None
-        native: Native = function
-        return native
+        # Also runs where nobody called close(): native threads must never outlive the memory they poll.
+        memory = (*pointers, self._context)
+        self._finalizer = weakref.finalize(self, _shut_down, self._library, self._address, self._workers, memory)
 
     def _find_logits(self) -> F32:
         buffer = next(b for b in self.plan.buffers if b.name == "logits")
@@ -145,7 +143,8 @@ class CompiledModel:
         offset = abi.BY_NAME[name].offset
         self._context[offset : offset + 8].view(np.int64)[0] = value
 
-    def _set_up_context(self) -> None:
+    def _set_up_context(self) -> list[npt.NDArray[Any]]:
+        """Fill in all that stays the same from step to step; returns the memory that the context points to."""
         pointers: dict[str, npt.NDArray[Any]] = {
             "weights": self._weights,
             "arena": self._arena,
@@ -166,6 +165,7 @@ class CompiledModel:
         self._set("threads", self.threads)
         self._set("spin", SPIN_PAUSES)
         self._set("page_table_stride", self.page_table.shape[1])
+        return list(pointers.values())
 
     def step(
         self,
@@ -193,7 +193,7 @@ class CompiledModel:
         """
         batch = self._checked(tokens, positions, sequences, rows, candidates)
         with self._lock:
-            if self._closed:
+            if not self._finalizer.alive:
                 raise UsageError("the model is closed")
             count = len(batch[0])
             for target, values in zip((self._tokens, self._positions, self._sequences), batch[:3], strict=True):
@@ -256,7 +256,10 @@ class CompiledModel:
         region = _anonymous(part * count)
         region[::512] = 1  # touch every page: unwritten ones would all be the same page of zeros
         sinks = [_anonymous(4096) for _ in range(count)]
-        base, call = region.ctypes.data, self._entry("probe_read", ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
+        base, call = (
+            region.ctypes.data,
+            self._library.entry("probe_read", ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p),
+        )
         best = _parallel([(call, (base + i * part, part, sinks[i].ctypes.data)) for i in range(count)])
         return best * nbytes / (part * count)
 
@@ -264,25 +267,59 @@ class CompiledModel:
         """Seconds and multiply-accumulates of the int8 dot product at full rate on ``threads`` threads."""
         count = threads or self.threads
         sinks = [_anonymous(4096) for _ in range(count)]
-        call = self._entry("probe_int8", ctypes.c_int64, ctypes.c_void_p)
+        call = self._library.entry("probe_int8", ctypes.c_int64, ctypes.c_void_p)
         seconds = _parallel([(call, (iterations, sink.ctypes.data)) for sink in sinks])
         return seconds, count * iterations * PROBE_MACS[self.target.isa]
 
     def close(self) -> None:
         """Stop the workers; the model cannot step afterwards."""
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            self._entry("stop", ctypes.c_void_p)(self._address)
-        for worker in self._workers:
-            worker.join()
+            self._finalizer()
 
     def __enter__(self) -> CompiledModel:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _shut_down(
+    library: _Library, context: int, workers: list[threading.Thread], memory: Sequence[npt.NDArray[Any]]
+) -> None:
+    """Stop the workers and unload the code; ``memory`` is held until they are gone."""
+    library.entry("stop", ctypes.c_void_p)(context)
+    for worker in workers:
+        worker.join()
+    library.close()
+    del memory
+
+
+class _Library:
+    """A shared object, loaded apart from any other of the same path.
+
+    The system's loader knows libraries by their path and would give a bundle that was rebuilt in its
+    place the code of the old one. So the file is loaded by its descriptor, which stays open as long.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._library = ctypes.CDLL(f"/proc/self/fd/{self._descriptor}")
+        except OSError as error:
+            os.close(self._descriptor)
+            raise BundleError(f"{path}: cannot be loaded: {error}", hint="build the bundle again") from error
+
+    def entry(self, name: str, *arguments: type) -> Native:
+        """A function of the library that returns nothing."""
+        function = self._library[name]
+        function.argtypes, function.restype = list(arguments), None
+        native: Native = function
+        return native
+
+    def close(self) -> None:
+        """Unload; no function of it may be called any more."""
+        _ctypes.dlclose(self._library._handle)
+        os.close(self._descriptor)
 
 
 PROBE_MACS = {"avx512_vnni": 16 * 16 * 4, "avx2": 6 * 8 * 4}

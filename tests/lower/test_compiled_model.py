@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -245,3 +246,25 @@ def test_threads_end_with_the_model(int8_bundle: Path) -> None:
     assert threading.active_count() == alive
     with pytest.raises(UsageError, match="closed"):
         model.step([1], [0], [0], [0])
+
+
+def test_a_model_that_nobody_closed_ends_quietly(int8_bundle: Path) -> None:
+    alive = threading.active_count()
+    model = _open(int8_bundle, threads=3)
+    model.step([1], [0], [0], [0])
+    del model
+    gc.collect()
+    assert threading.active_count() == alive
+
+
+def test_a_bundle_rebuilt_in_its_place_brings_its_own_code(tmp_path: Path) -> None:
+    tokens, found = _tokens(40), []
+    path = tmp_path / "tiny.ryzc"
+    for hidden in (64, 96):  # the first model stays open, as in a server that reloads
+        write_bundle(tiny_models.llama(hidden=hidden), path)
+        model = _open(path)
+        found.append(model)
+        expected = models.load(tiny_models.llama(hidden=hidden)).ir_model
+        assert _relative(_feed(model, tokens, [TOKENS]), logits(expected, tokens.tolist())) < 0.1
+    for model in found:
+        model.close()
