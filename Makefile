@@ -27,5 +27,15 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Peers are built for this CPU, as their users are told to: the wheels that they publish are not.
+$(VENV)/bench-installed: $(VENV)/installed
+	CMAKE_ARGS=-DGGML_NATIVE=ON $(BIN)/pip install --quiet --no-binary llama-cpp-python -e '.[bench]'
+	touch $@
+
+bench: $(VENV)/bench-installed  ## ryzc against llama.cpp on SmolLM2, interleaved; minutes, on an idle machine
+	$(BIN)/ryzc build smollm2 -o build/smollm2.ryzc
+	$(BIN)/python -m benchmarks.compare "$$($(BIN)/ryzc pull smollm2)" build/smollm2.ryzc -t 1
+	$(BIN)/python -m benchmarks.compare "$$($(BIN)/ryzc pull smollm2)" build/smollm2.ryzc -t 2
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info
