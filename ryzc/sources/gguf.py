@@ -216,7 +216,9 @@ def _array(cursor: _Cursor, key: str) -> _List:
     if kind == _BOOL:
         return _truths(cursor, key, count)
     if kind == _ARRAY:
-        raise UnsupportedError(f"{cursor.path}: {key} is an array of arrays, which no model needs")
+        raise UnsupportedError(
+            f"{cursor.path}: {key} is an array of arrays, which no model that ryzc knows needs", hint=FOREIGN
+        )
     if kind not in _SCALARS:
         raise cursor.damaged(f"{key} has elements of the unknown type {kind}")
     dtype = np.dtype("<" + _SCALARS[kind])
