@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
@@ -129,4 +130,11 @@ def _counted(produce: Produce, done: Callable[[], None]) -> Produce:
 
 
 def _provenance(checkpoint: Checkpoint, activations: str) -> dict[str, str | int | float | bool]:
-    return {**checkpoint.provenance, "ryzc": __version__, "activations": activations}
+    """Where a bundle comes from: the source, what made it, and what was asked for."""
+    return {
+        **checkpoint.provenance,
+        "sha256": sources.digest(checkpoint.path),
+        "ryzc": __version__,
+        "llvmlite": version("llvmlite"),
+        "activations": activations,
+    }

@@ -47,7 +47,7 @@ def bundle_for(model: str) -> Path:
         sources.open(source)  # says what is wrong with it
     directory = cache_directory() / "bundles"
     target = targets.get("native").name
-    prefix = f"{re.sub(r'[^A-Za-z0-9_.+-]', '_', source.stem)[:80]}-{_digest(source)[:16]}-{target}"
+    prefix = f"{re.sub(r'[^A-Za-z0-9_.+-]', '_', source.stem)[:80]}-{sources.digest(source)[:16]}-{target}"
     bundle = directory / f"{prefix}-{_compiler()[:12]}.ryzc"
     if not _sound(bundle):
         from ryzc.build import build
@@ -71,12 +71,6 @@ def _sound(bundle: Path) -> bool:
     except BundleError:
         return False
     return True
-
-
-def _digest(source: Path) -> str:
-    """sha256 of a file."""
-    with source.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @cache
