@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import hashlib
 from pathlib import Path
 
 from ryzc.errors import SourceError, UnsupportedError
@@ -93,9 +92,3 @@ def digest(path: str | Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror}", hint="check the path and its rights") from error
-
-
-def digest(path: Path) -> str:
-    """The sha256 of a model file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
