@@ -47,6 +47,7 @@ class Index(ThreadingHTTPServer):
         login: ``user:password`` that it asks for.
         troubles: what to do instead of serving the next files, one word each: see ``_Handler._file``.
         page: instead of the project pages.
+        sent: bytes of files that went out.
         log: the paths asked for, with the header Authorization.
     """
 
@@ -58,6 +59,7 @@ class Index(ThreadingHTTPServer):
         self.login: str | None = None
         self.troubles: list[str] = []
         self.page: bytes | None = None
+        self.sent = 0
         self.log: list[tuple[str, str | None]] = []
         self.stalled = threading.Event()
         self.closing = threading.Event()
@@ -107,14 +109,24 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(int(trouble))
         elif trouble == "wrong":
             self._send(bytes(len(raw)))
-        elif trouble == "more":
-            self._send(raw + bytes(9_000_000))
+        elif trouble == "endless":
+            self._endless()
         elif trouble == "cut":
             self._send(raw, sent=len(raw) // 2)
         elif trouble == "stall":
             self._send(raw, sent=len(raw) // 2, stall=True)
         else:
             self._send(raw)
+
+    def _endless(self) -> None:
+        """More bytes than anybody wants, their number not told."""
+        self.send_response(200)
+        self.end_headers()
+        try:
+            while self.server.sent < 100 << 20:
+                self.server.sent += self.wfile.write(bytes(1 << 16))
+        except OSError:
+            pass  # the client has seen enough
 
     def _send(
         self, raw: bytes, kind: str = "application/octet-stream", sent: int | None = None, stall: bool = False
