@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -102,8 +101,6 @@ class Model:
         self._cached = np.zeros(self.context, np.int32)
         self._cached_count = 0
         self._lock = threading.RLock()
-        # Workers read the memory of a model that nobody holds any more, unless they are stopped first.
-        self._finalizer = weakref.finalize(self, compiled.close)
 
     @property
     def has_chat_template(self) -> bool:
@@ -279,7 +276,7 @@ class Model:
 
     def close(self) -> None:
         """Stop the threads; the model cannot be used afterwards."""
-        self._finalizer()
+        self.compiled.close()
 
     def __enter__(self) -> Model:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 import threading
 
 import numpy as np
@@ -264,16 +265,19 @@ def test_refuses_arguments() -> None:
         toy(template="{{ raise_exception('no') }}")[0].generate("a")
 
 
-def test_a_model_that_nobody_holds_is_closed() -> None:
+def test_a_generation_holds_its_model() -> None:
+    """The step shuts itself down once nobody holds it, which must not be before the last answer has ended."""
     model, step = toy()
+    gone = weakref.ref(step)
+    del step
     generation = model.generate("abc", max_tokens=3)
     del model
     gc.collect()
-    assert not step.closed
+    assert gone() is not None
     generation.text()
     del generation
     gc.collect()
-    assert step.closed
+    assert gone() is None
 
 
 def test_closes() -> None:
