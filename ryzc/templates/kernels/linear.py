@@ -162,7 +162,7 @@ class _Tile:
         return (self.isa.dot_bytes if self._full_range() else self.isa.dot)(acc, codes, quad)
 
     def _minus_sum(self, record: Value, half: int, halves: int) -> Value:
-        
+
         def load(offset: int) -> Value:
             return self.fn.load(I32, record, offset, align=4)
 

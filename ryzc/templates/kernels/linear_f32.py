@@ -98,10 +98,7 @@ class _Tile:
         with fn.loop(0, self.columns, SUMS, zeros) as loop:
             sums = list(loop.values)
             for v, row in enumerate(self.rows):
-                weights = [
-                    self._load(base, loop.index * (TILE * fmt.block_bytes), row + i * TILE)
-                    for i in range(SUMS)
-                ]
+                weights = [self._load(base, loop.index * (TILE * fmt.block_bytes), row + i * TILE) for i in range(SUMS)]
                 self._add(sums, v, weights, x, loop.index, 0)
             loop.values = sums
         return loop.results
