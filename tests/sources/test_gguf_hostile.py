@@ -11,15 +11,20 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import gguf_writer
 import numpy as np
 import pytest
+import tiny_models
+import tiny_vocabularies
 from gguf_writer import Tensor, Typed, header, info, pad, pair, text
+from tokenizers import Tokenizer
 
+from ryzc import models
+from ryzc.compiler import plan
 from ryzc.errors import RyzcError, SourceError, UnsupportedError
-from ryzc.sources import Checkpoint, gguf
+from ryzc.sources import Checkpoint, Vocabulary, gguf, tokenizers
 
 SECONDS = 1.0
 MEMORY = 4 << 20
@@ -411,6 +416,97 @@ def test_fuzz_a_real_header(smollm2_path: Path, files: _Files) -> None:
     fuzz(real, 1 << 20, files, 40, 3)
     for length in range(0, len(real), len(real) // 20):
         assert isinstance(attempt(files.put(real[:length])), SourceError)
+
+
+# -- what reads, and what a build makes of it --------------------------------------------------------------------------
+
+
+def whole(model: Checkpoint, vocabulary: Vocabulary) -> tuple[dict[str, gguf_writer.Value], list[Tensor]]:
+    """Keys and tensors of a model that builds."""
+    keys = {**model.metadata, **gguf_writer.vocabulary_keys(vocabulary), "tokenizer.chat_template": "{{ messages }}"}
+    return keys, [Tensor(t.name, t.format, t.shape, t.data) for t in model.tensors.values()]
+
+
+BPE, SPM = tiny_vocabularies.bpe(), tiny_vocabularies.spm()
+SMALL: dict[str, Any] = {"hidden": 32, "heads": 2, "kv_heads": 1, "feed_forward": 32}
+WHOLE = {
+    "llama": whole(tiny_models.llama(layers=1, vocab=len(BPE.tokens), tied=False, factors=True, **SMALL), BPE),
+    "gemma3": whole(tiny_models.gemma3(layers=1, vocab=len(SPM.tokens), rope_factor=8.0, **SMALL), SPM),
+}
+
+
+def built(path: Path, *, planned: bool = False) -> RyzcError | None:
+    """Take a file as far as a build does before it compiles; what is no error of the source escapes."""
+    with soon():
+        try:
+            checkpoint = gguf.read(path)
+            Tokenizer.from_str(tokenizers.build(checkpoint.vocabulary)).encode("a text")
+            tokenizers.settings(checkpoint.vocabulary)
+            models.load(checkpoint)
+            if planned:
+                plan(checkpoint)
+        except (SourceError, UnsupportedError) as error:
+            return error
+    return None
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_the_whole_models_build(name: str, files: _Files) -> None:
+    assert built(files.put(gguf_writer.encode(*WHOLE[name])), planned=True) is None
+
+
+ODD: list[gguf_writer.Value] = [
+    *("", "no such", "\0", "a" * 5000, True, -1, 0, 1, 2, 3, 7, 2**31, 2**32 - 1, Typed("u64", U64 - 1)),
+    *(Typed("i64", -U63), 0.0, -1.0, 1e-40, 1e30, float("inf"), float("nan"), Typed("f64", 1e308)),
+    *([1], [1.5], ["a", "b"], [True], Typed("string", []), Typed("i32", []), Typed("f32", []), ["a b"] * 3),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WHOLE)
+def test_any_odd_value_of_any_key(name: str, files: _Files) -> None:
+    keys, stored = WHOLE[name]
+    for key in keys:
+        for i, value in enumerate(ODD):
+            try:
+                built(files.put(gguf_writer.encode({**keys, key: value}, stored)), planned=True)
+            except BaseException as error:
+                error.add_note(f"{key}, odd value {i}")
+                raise
+
+
+def fuzz_whole(name: str, files: _Files, cases: int, seed: int) -> int:
+    """Number of mutated whole models that still build."""
+    keys, stored = WHOLE[name]
+    raw, sound = gguf_writer.encode(keys, stored), 0
+    head = len(raw) - sum(len(pad(tensor.raw)) for tensor in stored)
+    for case in range(cases):
+        rng = random.Random(f"{seed} {name} {case}")
+        try:
+            if case % 2:
+                damaged = mutate(raw, rng, head)
+            else:  # a change that keeps all lengths is more likely to reach what lies behind the reader
+                flipped = bytearray(raw)
+                for _ in range(rng.randint(1, 3)):
+                    flipped[rng.randrange(24, len(raw) if case % 4 else head)] ^= 1 << rng.randrange(8)
+                damaged = bytes(flipped)
+            sound += built(files.put(damaged), planned=case % 8 == 0) is None
+        except BaseException as error:
+            error.add_note(f"seed {seed}, case {case}")
+            raise
+    return sound
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_fuzz_whole_models(name: str, files: _Files) -> None:
+    sound = fuzz_whole(name, files, 400, 4)
+    assert 20 < sound < 380
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WHOLE)
+def test_fuzz_whole_models_long(name: str, files: _Files) -> None:
+    fuzz_whole(name, files, 5000, 5)
 
 
 # -- proportion --------------------------------------------------------------------------------------------------------
