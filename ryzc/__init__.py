@@ -13,10 +13,8 @@ loads the compiler.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ryzc import errors
@@ -44,7 +42,7 @@ def build(
         output: the bundle's directory; by default ``NAME.ryzc`` in the current directory.
         targets: names of targets, see ``ryzc targets``; ``native`` is this CPU.
         activations: ``int8``, or ``f32``, which is exact and slow.
-        options: ``progress`` and ``observer`` of the function ``build`` in the module ``ryzc.build``.
+        options: ``progress`` and ``observer`` of :func:`ryzc.compiler.build`.
 
     Returns:
         The bundle's directory.
@@ -52,7 +50,7 @@ def build(
     Raises:
         RyzcError: see :mod:`ryzc.errors`; nothing is left behind where the build fails.
     """
-    from ryzc.build import build
+    from ryzc.compiler import build
 
     return build(source, output, targets=targets, activations=activations, **options)
 
@@ -66,14 +64,3 @@ def load(bundle: str | Path, *, context: int | None = None, threads: int | None 
     from ryzc.runtime.engine import load
 
     return load(bundle, context=context, threads=threads, weights=weights)
-
-
-class _Package(ModuleType):
-    """This package: ``build`` stays the function, though importing ``ryzc.build`` would put the module there."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name != "build" or not isinstance(value, ModuleType):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

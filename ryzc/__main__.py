@@ -1,7 +1,5 @@
 """``python -m ryzc`` is the command ``ryzc``."""
 
-import sys
+from ryzc.cli import entry
 
-from ryzc.cli import main
-
-sys.exit(main())
+entry()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ryzc import bundle, targets
-from ryzc.build import plan
+from ryzc.compiler import plan
 from ryzc.lower import shared_object
 from ryzc.sources.checkpoint import Checkpoint
 

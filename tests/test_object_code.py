@@ -17,9 +17,9 @@ import tiny_chat
 
 import ryzc
 from ryzc import sources, targets
-from ryzc.build import plan as plan_of
 from ryzc.bundle.plan import Plan
 from ryzc.codegen import container
+from ryzc.compiler import plan as plan_of
 from ryzc.lower import assembly, shared_object
 
 EXPORTS = {"step", "worker", "stop", "probe_read", "probe_int8"}
@@ -131,7 +131,7 @@ def test_another_process_gives_the_same_bytes(
     smollm2_path: Path, compiled: Callable[[str, str], bytes], tmp_path: Path
 ) -> None:
     program = (
-        "import sys; from pathlib import Path; from ryzc import sources, targets; from ryzc.build import plan;"
+        "import sys; from pathlib import Path; from ryzc import sources, targets; from ryzc.compiler import plan;"
         "from ryzc.lower import shared_object;"
         "code = shared_object(plan(sources.open(sys.argv[1])).plan, targets.get('znver4'));"
         "Path(sys.argv[2]).write_bytes(code)"

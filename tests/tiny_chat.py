@@ -9,7 +9,7 @@ import tiny_models
 import tiny_vocabularies
 
 from ryzc import bundle, targets
-from ryzc.build import plan
+from ryzc.compiler import plan
 from ryzc.lower import shared_object
 from ryzc.sources import tokenizers
 from ryzc.sources.checkpoint import Checkpoint

@@ -7,10 +7,12 @@ Data goes to stdout, talk to stderr. Exit codes: 0 fine, 1 the user can mend it,
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import NoReturn
 
 import click
 
@@ -37,6 +39,15 @@ class Commands(click.Group):
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
     """Compile open-weight language models into programs for your AMD Ryzen CPU, and run them."""
+
+
+def entry() -> NoReturn:
+    """The process: :func:`main`, with signals as a shell expects them."""
+    # SIGTERM unwinds the stack as Ctrl-C does, so that what was being written is cleaned away.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    code = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not turn a clean end into a traceback
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,10 +23,8 @@ def local(source: str) -> str:
     """
     from ryzc import sources
 
-    if Path(source).exists() or not (source in sources.names() or source.startswith("hf:")):
-        return source
     with _terminal.progress(unit="bytes") as update:
-        return str(sources.pull(source, progress=lambda done, total: update(source, done, total)))
+        return str(sources.locate(source, progress=lambda done, total: update(source, done, total)))
 
 
 def bundle_for(model: str) -> Path:
@@ -50,7 +48,7 @@ def bundle_for(model: str) -> Path:
     prefix = f"{re.sub(r'[^A-Za-z0-9_.+-]', '_', source.stem)[:80]}-{sources.digest(source)[:16]}-{target}"
     bundle = directory / f"{prefix}-{_compiler()[:12]}.ryzc"
     if not _sound(bundle):
-        from ryzc.build import build
+        from ryzc.compiler import build
 
         directory.mkdir(parents=True, exist_ok=True)
         _terminal.say(f"compiling {model} for {target}; the next run finds it in {directory}")

@@ -34,7 +34,7 @@ def command(source: str, output: Path | None, target: str, activations: str) -> 
     names = tuple(name.strip() for name in target.split(","))
     if not all(names):
         raise UsageError(f"--target {target!r} holds an empty name", hint="separate names by single commas")
-    from ryzc.build import build
+    from ryzc.compiler import build
 
     here = local(source)
     with _terminal.progress(STAGES) as update:

@@ -44,7 +44,7 @@ def command(
         plan, about = bundle.plan, about_bundle(bundle)
     else:
         from ryzc import sources
-        from ryzc.build import plan as make_plan
+        from ryzc.compiler import plan as make_plan
 
         checkpoint = sources.open(local(model))
         if after is not None:
@@ -182,7 +182,7 @@ def graph_after(checkpoint: Checkpoint, name: str) -> str:
     Raises:
         UsageError: there is no such pass.
     """
-    from ryzc.build import plan as make_plan
+    from ryzc.compiler import plan as make_plan
     from ryzc.graph.text import summary
     from ryzc.passes import pipeline
 

@@ -19,4 +19,6 @@ def command(name: str) -> None:
 
     with _terminal.progress(unit="bytes") as update:
         path = sources.pull(name, progress=lambda done, total: update(name, done, total))
+    if name in sources.SAMPLES:
+        _terminal.say(f"{name} comes under {sources.SAMPLES[name].license}")
     click.echo(path)

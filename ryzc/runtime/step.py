@@ -92,7 +92,9 @@ class CompiledModel:
         self.target = self.bundle.choose(cpu)
         self.threads = cpu.threads if threads is None else threads
         if not 1 <= self.threads <= 1024:
-            raise UsageError(f"{self.threads} threads: between 1 and 1024 are possible")
+            raise UsageError(
+                f"{self.threads} threads are not possible", hint="choose 1 to 1024 (-t); more than the cores slow down"
+            )
         if weights not in ("map", "copy"):
             raise UsageError(f"weights={weights!r}: 'map' and 'copy' are possible")
         self.vocab_size = plan.vocab_size

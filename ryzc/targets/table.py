@@ -6,7 +6,7 @@ instructions. ``llvm_features`` switches these off, so that a CPU with a target'
 whatever was compiled for it.
 
 x86-64-v4 has AVX-512 but not its VNNI part, without which 512-bit integer dot products gain little:
-its kernels are the AVX2 ones, with twice the registers.
+its integer dot products are the AVX2 ones, while floats may use 512-bit registers.
 
 Sources: the x86-64 psABI's levels; AMD's software optimization guides for families 17h, 19h and 1Ah;
 LLVM's ``X86.td``.

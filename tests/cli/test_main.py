@@ -165,10 +165,10 @@ def test_build_stays_a_function() -> None:
     code = (
         "import ryzc, types, sys\n"
         "before = ryzc.build\n"
-        "import ryzc.build\n"
-        "from ryzc.build import build, plan\n"
+        "import ryzc.compiler\n"
+        "from ryzc.compiler import build, plan\n"
         "assert ryzc.build is before and not isinstance(before, types.ModuleType)\n"
-        "assert sys.modules['ryzc.build'].build is build\n"
+        "assert sys.modules['ryzc.compiler'].build is build\n"
         "assert set(ryzc.__all__) <= set(dir(ryzc)) and ryzc.errors.RyzcError\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
@@ -176,10 +176,10 @@ def test_build_stays_a_function() -> None:
 
 
 def test_the_package_s_build_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("ryzc.build")
+    module = ModuleType("ryzc.compiler")
     calls: list[object] = []
     module.build = lambda *a, **k: calls.append((a, k)) or Path("x.ryzc")  # type: ignore[attr-defined,func-returns-value]
-    monkeypatch.setitem(sys.modules, "ryzc.build", module)
+    monkeypatch.setitem(sys.modules, "ryzc.compiler", module)
     assert ryzc.build("m.gguf", targets=["znver3"], progress=None) == Path("x.ryzc")
     assert calls == [(("m.gguf", None), {"targets": ["znver3"], "activations": "int8", "progress": None})]
 

@@ -36,7 +36,7 @@ class Builds:
 def builds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, chat_bundle: Path) -> Builds:
     monkeypatch.setenv("RYZC_CACHE", str(tmp_path / "cache"))
     stand_in = Builds(chat_bundle)
-    monkeypatch.setattr(importlib.import_module("ryzc.build"), "build", stand_in)
+    monkeypatch.setattr(importlib.import_module("ryzc.compiler"), "build", stand_in)
     return stand_in
 
 
@@ -115,7 +115,7 @@ def test_pull_prints_the_path(
 ) -> None:
     monkeypatch.setattr(sources, "pull", lambda name, progress: source)
     assert cli.main(["pull", "smollm2"]) == 0
-    assert capsys.readouterr() == (f"{source}\n", "")
+    assert capsys.readouterr() == (f"{source}\n", "smollm2 comes under Apache-2.0\n")
 
 
 def test_pull_knows_its_samples(capsys: pytest.CaptureFixture[str]) -> None:

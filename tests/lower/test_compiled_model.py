@@ -15,7 +15,7 @@ import tiny_models
 from compiled import runnable_targets, write_bundle
 
 from ryzc import models
-from ryzc.build import plan as plan_of
+from ryzc.compiler import plan as plan_of
 from ryzc.errors import ContextError, UsageError
 from ryzc.graph.oracle import PagedOracle, logits
 from ryzc.passes import pipeline

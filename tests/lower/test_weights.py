@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ryzc import formats, sources
-from ryzc.build import plan
+from ryzc.compiler import plan
 from ryzc.formats import lanes
 from ryzc.lower.weights import HALF_TILE
 

@@ -16,7 +16,7 @@ import tiny_models
 import tiny_vocabularies
 from gguf_writer import Tensor, Typed, Value
 
-from ryzc.build import plan
+from ryzc.compiler import plan
 from ryzc.errors import SourceError, UnsupportedError
 from ryzc.sources import Checkpoint, gguf, tokenizers
 
