@@ -402,12 +402,12 @@ def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], s
         time.sleep(0.002)
 
 
-def _interrupt(process: subprocess.Popen[bytes]) -> bytes:
-    """Ctrl-C; returns stderr."""
-    process.send_signal(signal.SIGINT)
+def _interrupt(process: subprocess.Popen[bytes], by: signal.Signals = signal.SIGINT) -> bytes:
+    """Ctrl-C, or another signal; returns stderr."""
+    process.send_signal(by)
     start = time.monotonic()
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 128 + by
     assert time.monotonic() - start < 5
     assert b"Traceback" not in err
     assert b"Exception" not in err
@@ -423,15 +423,16 @@ def test_interrupted_while_it_compiles(later: float, smollm2_path: Path, place: 
         _interrupt(process)
 
 
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("size", [1, 20 << 20])
-def test_interrupted_while_it_packs(size: int, smollm2_path: Path, place: Path) -> None:
+def test_interrupted_while_it_packs(size: int, by: signal.Signals, smollm2_path: Path, place: Path) -> None:
     def packing() -> bool:
         files = place.glob(f".x.ryzc.*.partial/{manifests.WEIGHTS}")
         return any(file.stat().st_size >= size for file in files)
 
     with _build(smollm2_path, place) as process:
         _wait_for(packing, process)
-        _interrupt(process)
+        _interrupt(process, by)
 
 
 def _build(source: Path, place: Path) -> subprocess.Popen[bytes]:
