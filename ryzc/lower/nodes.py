@@ -6,19 +6,21 @@ The kinds are those that the default pipeline leaves (see :mod:`ryzc.passes.pipe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import onnx_ir as ir
 
 from ryzc import formats
 from ryzc.bundle.plan import Operand, PackedWeight
-from ryzc.errors import InternalError, UnsupportedError
+from ryzc.errors import InternalError
 from ryzc.formats import AffineFormat
 from ryzc.lower.planner import Handler, Planner, attribute, kv_spec, logits_stride
-from ryzc.lower.weights import Matrix, by_format, matrices, pack_gated, pack_rows, packed_bytes
+from ryzc.lower.weights import Matrix, Produce, by_format, matrices, pack_gated, pack_rows, packed_bytes
 from ryzc.templates.kernels.activations import BLOCK, RECORD_BYTES
 from ryzc.templates.kernels.attention import Attention
 from ryzc.templates.kernels.embedding import Embedding
+from ryzc.templates.kernels.gate import Gate
 from ryzc.templates.kernels.linear import Linear
 from ryzc.templates.kernels.linear_f32 import LinearF32
 from ryzc.templates.kernels.norm import Norm
@@ -50,7 +52,7 @@ def _embedding(planner: Planner, node: ir.Node) -> None:
     planner.phase(token_local=True)
     out = planner.buffer("x", F32_BYTES * table.columns)
     kernel = Embedding(table.format, table.rows, table.columns, float(attribute(node, "scale")))
-    operands = [_packed(planner, [table]), planner.operand(out)]
+    operands = [planner.weight(_packed([table]), partial(pack_rows, [table])), planner.operand(out)]
     planner.call(kernel, "embedding", f"embedding_{table.format}", operands, node)
     planner.define(node.outputs[0], out)
 
@@ -151,110 +153,151 @@ def _before(first: ir.Node, second: ir.Node) -> bool:
 
 
 def _linear(planner: Planner, node: ir.Node) -> None:
-    _emit_linear(planner, node, x_inputs=2, weights=matrices(_input(node, 2)), residual=None)
+    _store(planner, node, _quantized_input(planner, node), matrices(_input(node, 2)))
 
 
 def _linear_residual(planner: Planner, node: ir.Node) -> None:
-    _emit_linear(planner, node, x_inputs=2, weights=matrices(_input(node, 2)), residual=_input(node, 3))
-
-
-def _linear_f32(planner: Planner, node: ir.Node) -> None:
-    _emit_linear(planner, node, x_inputs=1, weights=matrices(_input(node, 1)), residual=None)
-
-
-def _linear_f32_residual(planner: Planner, node: ir.Node) -> None:
-    _emit_linear(planner, node, x_inputs=1, weights=matrices(_input(node, 1)), residual=_input(node, 2))
-
-
-def _emit_linear(
-    planner: Planner, node: ir.Node, *, x_inputs: int, weights: list[Matrix], residual: ir.Value | None
-) -> None:
-    x = _input(node, 0)
-    rows, count = planner.rows_of(x)
-    total = sum(m.rows for m in weights)
-    planner.phase()
-    is_head = node.outputs[0].is_graph_output()
-    stride = logits_stride(planner.facts.vocab_size) if is_head else total
-    if residual is not None:
-        target = _in_place(planner, node, residual)
-    else:
-        out = planner.buffer("logits" if is_head else "y", F32_BYTES * stride, rows=rows)
-        out.pinned = is_head
-        if is_head:
-            out.name = "logits"
-        target = planner.operand(out)
-        planner.define(node.outputs[0], out)
-        _propagate(planner, x, node.outputs[0])
-    epilogue = "store" if residual is None else "residual"
-    first = 0
-    for group in by_format(weights):
-        n = sum(m.rows for m in group)
-        place = replace(target, offset=F32_BYTES * first)
-        _call_linear(planner, node, x, x_inputs, group, _packed(planner, group), n, epilogue, stride, count, place)
-        first += n
-    _count_macs(planner, weights, is_head)
-
-
-def _call_linear(
-    planner: Planner,
-    node: ir.Node,
-    x: ir.Value,
-    x_inputs: int,
-    group: Sequence[Matrix],
-    weight: Operand,
-    rows: int,
-    epilogue: str,
-    stride: int,
-    count: str,
-    out: Operand,
-) -> None:
-    name, columns = group[0].format, group[0].columns
-    symbol = f"{name}_{rows}x{columns}_{epilogue}"
-    if x_inputs == 1:
-        kernel = LinearF32(name, rows, columns, epilogue, stride, count)
-        planner.call(kernel, "linear_f32", f"linear_f32_{symbol}", [weight, planner.use(x), out], node)
-        return
-    if not isinstance(formats.get(name), AffineFormat):
-        raise InternalError(f"{node.name}: {name} weights take float activations")
-    operands = [weight, planner.use(x, 0), planner.use(x, 1), out]
-    planner.call(Linear(name, rows, columns, epilogue, stride, count), "linear", f"linear_{symbol}", operands, node)
+    _add(planner, node, _quantized_input(planner, node), matrices(_input(node, 2)), _input(node, 3))
 
 
 def _linear_gated(planner: Planner, node: ir.Node) -> None:
-    _emit_gated(planner, node, x_inputs=2)
+    (gate,), (up,) = matrices(_input(node, 2)), matrices(_input(node, 3))
+    _gate(planner, node, _quantized_input(planner, node), gate, up)
+
+
+def _linear_f32(planner: Planner, node: ir.Node) -> None:
+    _store(planner, node, _float_input(planner, node), matrices(_input(node, 1)))
+
+
+def _linear_f32_residual(planner: Planner, node: ir.Node) -> None:
+    _add(planner, node, _float_input(planner, node), matrices(_input(node, 1)), _input(node, 2))
 
 
 def _linear_f32_gated(planner: Planner, node: ir.Node) -> None:
-    _emit_gated(planner, node, x_inputs=1)
+    (gate,), (up,) = matrices(_input(node, 1)), matrices(_input(node, 2))
+    _gate(planner, node, _float_input(planner, node), gate, up)
 
 
-def _emit_gated(planner: Planner, node: ir.Node, *, x_inputs: int) -> None:
-    x = _input(node, 0)
-    (gate,), (up,) = matrices(_input(node, x_inputs)), matrices(_input(node, x_inputs + 1))
-    if gate.format != up.format or (gate.rows, gate.columns) != (up.rows, up.columns):
-        raise UnsupportedError(
-            f"{gate.name} is {gate.format} and {up.name} is {up.format}: a gated layer needs both alike",
-            hint="requantize the model so that gate and up have one format",
-        )
-    rows, count = planner.rows_of(x)
+@dataclass(frozen=True)
+class _Input:
+    """What a linear layer reads, and the kernel family that reads it.
+
+    Attributes:
+        value: the activations in the graph.
+        operands: their buffers.
+        rows, count: how many there can be, and the context field that counts them.
+        family, kernel: for these activations.
+    """
+
+    value: ir.Value
+    operands: list[Operand]
+    rows: int
+    count: str
+    family: str
+    kernel: type[Linear] | type[LinearF32]
+
+
+def _quantized_input(planner: Planner, node: ir.Node) -> _Input:
+    codes = _input(node, 0)
     planner.phase()
-    out = planner.buffer("gated", F32_BYTES * gate.rows, rows=rows)
-    packed = PackedWeight(
-        name=f"{gate.name}+{up.name}",
-        sources=(gate.name, up.name),
-        format=gate.format,
-        rows=2 * gate.rows,
-        columns=gate.columns,
-        layout="gated",
-        offset=0,
-        bytes=packed_bytes(gate.format, 2 * gate.rows, gate.columns),
-    )
-    weight = planner.weight(packed, lambda: pack_gated(gate, up))
+    return _Input(codes, [planner.use(codes, i) for i in range(2)], *planner.rows_of(codes), "linear", Linear)
+
+
+def _float_input(planner: Planner, node: ir.Node) -> _Input:
+    x = _input(node, 0)
+    planner.phase()
+    return _Input(x, [planner.use(x)], *planner.rows_of(x), "linear_f32", LinearF32)
+
+
+def _store(planner: Planner, node: ir.Node, x: _Input, weights: Sequence[Matrix]) -> None:
+    """``out = x W``, several weights side by side; the graph's output are the logits."""
+    y = node.outputs[0]
+    if y.is_graph_output():
+        stride = logits_stride(planner.facts.vocab_size)
+        out = planner.buffer("logits", F32_BYTES * stride, rows=x.rows)
+        out.name, out.pinned = "logits", True  # the runtime finds it by this name, and fills its tail once
+        planner.head_macs += _macs(weights)
+    else:
+        stride = sum(m.rows for m in weights)
+        out = planner.buffer("y", F32_BYTES * stride, rows=x.rows)
+        planner.macs_per_token += _macs(weights)
+    _side_by_side(planner, node, x, weights, "store", stride, planner.operand(out))
+    planner.define(y, out)
+    _propagate(planner, x.value, y)
+
+
+def _add(planner: Planner, node: ir.Node, x: _Input, weights: Sequence[Matrix], residual: ir.Value) -> None:
+    """``residual += x W``."""
+    stride = sum(m.rows for m in weights)
+    _side_by_side(planner, node, x, weights, "residual", stride, _in_place(planner, node, residual))
+    planner.macs_per_token += _macs(weights)
+
+
+def _side_by_side(
+    planner: Planner, node: ir.Node, x: _Input, weights: Sequence[Matrix], epilogue: str, stride: int, out: Operand
+) -> None:
+    """One call for each run of weights that share a format."""
+    first = 0
+    for group in by_format(weights):
+        place = replace(out, offset=F32_BYTES * first)
+        first += _multiply(planner, node, x, _packed(group), partial(pack_rows, group), epilogue, stride, place)
+
+
+def _gate(planner: Planner, node: ir.Node, x: _Input, gate: Matrix, up: Matrix) -> None:
+    """``out = activation(x gate) * (x up)``, in one kernel where both weights have one format."""
     activation = str(attribute(node, "activation"))
-    target = planner.operand(out)
-    _call_linear(planner, node, x, x_inputs, [gate], weight, 2 * gate.rows, activation, gate.rows, count, target)
+    out = planner.buffer("gated", F32_BYTES * gate.rows, rows=x.rows)
+    if gate.format == up.format:
+        packed = replace(_packed([gate, up]), layout="gated")
+        _multiply(planner, node, x, packed, partial(pack_gated, gate, up), activation, gate.rows, planner.operand(out))
+    else:
+        halves = [planner.buffer(name, F32_BYTES * gate.rows, rows=x.rows) for name in ("gate", "up")]
+        for matrix, half in zip((gate, up), halves, strict=True):
+            _side_by_side(planner, node, x, [matrix], "store", gate.rows, planner.operand(half))
+        planner.phase()
+        operands = [planner.operand(handle) for handle in (*halves, out)]
+        kernel = Gate(gate.rows, activation, x.count)
+        planner.call(kernel, "gate", f"gate_{gate.rows}_{activation}", operands, node)
     planner.define(node.outputs[0], out)
-    _count_macs(planner, [gate, up], False)
+    planner.macs_per_token += _macs([gate, up])
+
+
+def _multiply(
+    planner: Planner,
+    node: ir.Node,
+    x: _Input,
+    packed: PackedWeight,
+    produce: Produce,
+    epilogue: str,
+    stride: int,
+    out: Operand,
+) -> int:
+    """Call a linear kernel; returns the rows of its weight."""
+    if x.kernel is Linear and not isinstance(formats.get(packed.format), AffineFormat):
+        raise InternalError(f"{node.name}: {packed.format} weights take float activations")
+    kernel = x.kernel(packed.format, packed.rows, packed.columns, epilogue, stride, x.count)
+    symbol = f"{x.family}_{packed.format}_{packed.rows}x{packed.columns}_{epilogue}"
+    planner.call(kernel, x.family, symbol, [planner.weight(packed, produce), *x.operands, out], node)
+    return packed.rows
+
+
+def _packed(group: Sequence[Matrix]) -> PackedWeight:
+    """Matrices of one format under one another."""
+    rows, columns, name = sum(m.rows for m in group), group[0].columns, group[0].format
+    return PackedWeight(
+        name="+".join(m.name for m in group),
+        sources=tuple(m.name for m in group),
+        format=name,
+        rows=rows,
+        columns=columns,
+        layout="tiles",
+        offset=0,
+        bytes=packed_bytes(name, rows, columns),
+    )
+
+
+def _macs(weights: Sequence[Matrix]) -> int:
+    return sum(m.rows * m.columns for m in weights)
 
 
 def _rope_append(planner: Planner, node: ir.Node) -> None:
@@ -356,29 +399,6 @@ def reduce_logits(planner: Planner, logits: ir.Value) -> None:
     planner.phase()
     operands = [planner.operand(chunk_max), planner.operand(partial)]
     planner.call(VocabTop(stride, planner.max_candidates), "vocab_top", "vocab_top", operands, node)
-
-
-def _packed(planner: Planner, group: Sequence[Matrix]) -> Operand:
-    rows, columns, name = sum(m.rows for m in group), group[0].columns, group[0].format
-    packed = PackedWeight(
-        name="+".join(m.name for m in group),
-        sources=tuple(m.name for m in group),
-        format=name,
-        rows=rows,
-        columns=columns,
-        layout="tiles",
-        offset=0,
-        bytes=packed_bytes(name, rows, columns),
-    )
-    return planner.weight(packed, lambda: pack_rows(list(group)))
-
-
-def _count_macs(planner: Planner, weights: Sequence[Matrix], is_head: bool) -> None:
-    macs = sum(m.rows * m.columns for m in weights)
-    if is_head:
-        planner.head_macs += macs
-    else:
-        planner.macs_per_token += macs
 
 
 def _propagate(planner: Planner, source: ir.Value, result: ir.Value) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -83,7 +83,7 @@ def _matrix(value: ir.Value, format_name: str | None) -> Matrix:
     return Matrix(str(value.name), format_name, shape[0], columns, stored)
 
 
-def by_format(found: list[Matrix]) -> list[list[Matrix]]:
+def by_format(found: Sequence[Matrix]) -> list[list[Matrix]]:
     """Neighbours of one format together: each group becomes one packed matrix."""
     groups: list[list[Matrix]] = []
     for matrix in found:
@@ -94,7 +94,7 @@ def by_format(found: list[Matrix]) -> list[list[Matrix]]:
     return groups
 
 
-def pack_rows(group: list[Matrix]) -> npt.NDArray[np.uint8]:
+def pack_rows(group: Sequence[Matrix]) -> npt.NDArray[np.uint8]:
     """Packed tiles of matrices under one another."""
     fmt = formats.get(group[0].format)
     rows = [m.stored() for m in group]

@@ -33,6 +33,7 @@ CHECKPOINTS: dict[str, Callable[[], Checkpoint]] = {
         lambda **k: tiny_models.llama(hidden=256, heads=8, kv_heads=2, head_dim=32, feed_forward=512, **k), K_QUANTS, 2
     ),
     "llama-floats": lambda: _alike(tiny_models.llama, FLOATS, 3),
+    "llama-mixed": lambda: tiny_models.llama(seed=7, mix=("q4_0", "q8_0", "f16")),
     "llama-untied": lambda: _alike(lambda **k: tiny_models.llama(tied=False, kv_heads=4, vocab=77, **k), ("q8_0",), 4),
     "gemma3-legacy": lambda: _alike(tiny_models.gemma3, ("q5_0", "q8_0"), 5),
     "gemma3-k": lambda: _alike(
@@ -43,7 +44,7 @@ TOKENS = 45
 
 
 def _alike(make: Callable[..., Checkpoint], mix: tuple[str, ...], seed: int) -> Checkpoint:
-    """A checkpoint of mixed formats whose gate and up share one, as in every file that quantizers write."""
+    """A checkpoint of mixed formats whose gate and up share one, as in most files that quantizers write."""
     checkpoint = make(seed=seed, mix=mix)
     tensors = dict(checkpoint.tensors)
     rng = np.random.default_rng(seed)

@@ -18,6 +18,7 @@ from ryzc.formats.weight_format import U8
 from ryzc.lower.weights import Matrix, pack_gated
 from ryzc.templates.kernels import activations as act
 from ryzc.templates.kernels import linear, linear_f32
+from ryzc.templates.kernels.gate import Gate
 from ryzc.templates.kernels.linear import Linear
 from ryzc.templates.kernels.linear_f32 import LinearF32
 
@@ -195,6 +196,24 @@ def test_gated_layers(target: str, activation: str, name: str, rows: int, exact:
     size = np.abs(sums[0]) * np.abs(sums[1])
     stray = 64 * EPSILON * (1 + np.abs(sums[0]).max()) * (1 + np.abs(sums[1]).max())
     assert (np.abs(out - expected) <= 4e-6 * size + stray).all()
+
+
+@for_every_isa
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_gate_equals_the_fused_layer(target: str, activation: str) -> None:
+    """Separate layers and a gate, as for weights of two formats, give the bits of the gated layer."""
+    rng = np.random.default_rng(5)
+    fmt = formats.get("q4_1")
+    assert isinstance(fmt, AffineFormat)
+    halves = [random_weights(fmt, 48, 64, rng) for _ in range(2)]
+    codes, scales = act.quantize(rng.normal(size=(7, 64)).astype(np.float32))
+    gate, up = (frozen(multiply(target, "q4_1", stored, codes, scales)) for stored in halves)
+    apart, fused = (np.full((7, 48), np.nan, np.float32) for _ in range(2))
+    run(Gate(48, activation), target, [gate, up, apart], threads=3, token_count=7)
+    matrices = [Matrix("w", "q4_1", 48, 64, lambda stored=stored: stored) for stored in halves]  # type: ignore[misc]
+    operands = [frozen(pack_gated(*matrices)), frozen(codes), frozen(act.records(codes, scales)), fused]
+    run(Linear("q4_1", 96, 64, activation, 48), target, operands, token_count=7)
+    assert same_bits(apart, fused)
 
 
 def _any_weights(fmt: WeightFormat, n: int, k: int, rng: np.random.Generator) -> U8:
