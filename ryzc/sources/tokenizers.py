@@ -119,6 +119,8 @@ def settings(vocabulary: Vocabulary) -> Json:
         if wanted and role not in special:
             raise SourceError(f"the tokenizer adds a {role} token, but the source names none")
     extra = _extra_ids(vocabulary, tokens)
+    if spm:
+        _check_byte_tokens(ids)
     return {
         "family": "spm" if spm else "bpe",
         "vocab_size": len(tokens),
@@ -290,9 +292,7 @@ def _spm_merges(ids: Mapping[str, int], scores: Sequence[float]) -> list[tuple[s
     Tied scores are settled leftmost first, which a list of merges cannot express. For runs of one character
     "longest first" is the same; other tied tokens that can overlap are refused.
     """
-    missing = [byte for byte in range(256) if _byte_token(byte) not in ids]
-    if missing:
-        raise SourceError(f"the SentencePiece vocabulary lacks byte tokens, {_byte_token(missing[0])} first")
+    _check_byte_tokens(ids)
     score_of = {token: scores[id_] for token, id_ in ids.items()}
     ranked: list[tuple[float, int, int, tuple[str, str]]] = []
     for token, id_ in ids.items():
@@ -336,6 +336,12 @@ def _spm_pipeline(add_space_prefix: bool) -> Json:
         "pre_tokenizer": None,
         "decoder": {"type": "Sequence", "decoders": [unescape, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]},
     }
+
+
+def _check_byte_tokens(ids: Mapping[str, int]) -> None:
+    missing = [byte for byte in range(256) if _byte_token(byte) not in ids]
+    if missing:
+        raise SourceError(f"the SentencePiece vocabulary lacks byte tokens, {_byte_token(missing[0])} first")
 
 
 def _byte_token(byte: int) -> str:

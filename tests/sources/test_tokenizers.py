@@ -241,3 +241,12 @@ def test_a_large_vocabulary_builds_soon() -> None:
     began = time.monotonic()
     tokenizers.build(spm([*letters, *dict(words).items()]))
     assert time.monotonic() - began < 10
+
+
+def test_settings_need_byte_tokens_as_the_tokenizer_does() -> None:
+    vocabulary = spm()
+    at = next(i for i, token in enumerate(vocabulary.tokens) if token == "<0x62>")
+    tokens = [*vocabulary.tokens[:at], "instead", *vocabulary.tokens[at + 1 :]]
+    for make in (tokenizers.build, tokenizers.settings):
+        with pytest.raises(SourceError, match="<0x62>"):
+            make(replace(vocabulary, tokens=tokens))
