@@ -70,7 +70,7 @@ class Measurement:
     Attributes:
         workload: what was measured.
         samples: one a repetition.
-        bytes_per_token: weights, keys and values that a generated token has to read.
+        bytes_per_token: weights, keys and values that a token has to read; a prompt's share a step's weights.
         macs_per_token: multiply-accumulates of the linear layers for one token.
     """
 
@@ -102,7 +102,7 @@ class Measurement:
 
     @property
     def read_share(self) -> float:
-        """What part of the read bandwidth one token a step at this speed needs."""
+        """What part of the read bandwidth this speed needs."""
         return statistics.fmean(s.tokens_per_second * self.bytes_per_token / s.read for s in self.samples)
 
     @property
@@ -221,9 +221,12 @@ def kv_bytes(kv: KVSpec, position: int) -> int:
 
 
 def bytes_per_token(plan: Plan, workload: Workload) -> float:
-    """Mean bytes that a token of a workload needs, were each token a step of its own."""
+    """Mean bytes that a token of a workload has to read: its share of the weights, once a step, and the cache."""
+    steps = -(-workload.tokens // plan.max_tokens) if workload.kind == "pp" else workload.tokens
     positions = range(workload.depth, workload.depth + workload.tokens)
-    return weight_bytes(plan) + statistics.fmean(kv_bytes(plan.kv, position) for position in positions)
+    return weight_bytes(plan) * steps / workload.tokens + statistics.fmean(
+        kv_bytes(plan.kv, position) for position in positions
+    )
 
 
 def macs_per_token(plan: Plan, workload: Workload) -> float:
