@@ -1,7 +1,8 @@
-"""The planner: walks the final graph once and turns every node into kernel calls.
+"""The planner: what is known while the final graph becomes kernel calls.
 
 It keeps, for each value of the graph, the buffer that holds it, and for each buffer the phases in
-which it is alive. How a node becomes calls is in :mod:`ryzc.lower.nodes`, one function a node kind.
+which it is alive. How a node becomes calls is in :mod:`ryzc.lower.nodes`, one function a node kind;
+:mod:`ryzc.lower.walk` takes them in turn.
 """
 
 from __future__ import annotations
@@ -225,33 +226,6 @@ def logits_stride(vocab_size: int) -> int:
 
 
 Handler = Callable[[Planner, ir.Node], None]
-
-
-def lower(
-    model: ir.Model,
-    facts: ModelFacts,
-    *,
-    architecture: str,
-    activations: str = "int8",
-    max_tokens: int = MAX_TOKENS,
-    max_rows: int = MAX_ROWS,
-    notes: Mapping[str, Parameter] | None = None,
-) -> Lowered:
-    """Plan the final graph of the pipeline.
-
-    Raises:
-        InternalError: where a node has no lowering.
-    """
-    from ryzc.lower.nodes import HANDLERS, reduce_logits
-
-    planner = Planner(facts, max_tokens, max_rows, activations, min(MAX_CANDIDATES, facts.vocab_size))
-    for node in model.graph:
-        handler = HANDLERS.get((node.domain, node.op_type))
-        if handler is None:
-            raise InternalError(f"no lowering for {node.domain or 'onnx'}::{node.op_type} (node {node.name})")
-        handler(planner, node)
-    reduce_logits(planner, model.graph.outputs[0])
-    return planner.finish(architecture, kv_spec(facts, planner.page_tokens, planner.kv_dtype), notes or {})
 
 
 def kv_spec(facts: ModelFacts, page_tokens: int, dtype: str) -> KVSpec:
