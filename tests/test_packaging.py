@@ -36,7 +36,7 @@ def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ["--no-deps", "--no-index", "--quiet", "-w", str(directory)]
     # A second build from the same place must not take up what the first one left there.
     for _ in range(2):
-        # setuptools comes with the developer's environment: nothing is fetched.
+        # The build backend comes with the developer's environment: nothing is fetched.
         subprocess.run([*PIP, "wheel", "--no-build-isolation", *options, str(checkout)], check=True, timeout=300)
     (path,) = directory.iterdir()
     return path
@@ -70,7 +70,7 @@ def test_the_wheel_names_its_command_and_python(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (metadata,) = (archive.read(n).decode() for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
         (points,) = (archive.read(n).decode() for n in archive.namelist() if n.endswith("entry_points.txt"))
-    assert "ryzc = ryzc.cli:main" in points
+    assert "ryzc = ryzc.cli:entry" in points
     assert "Requires-Python: >=3.11" in metadata
 
 
