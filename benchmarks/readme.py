@@ -87,12 +87,13 @@ def _speed(title: str, threads: int, rows: Sequence[Row]) -> list[str]:
 
 
 def _conditions(title: str, facts: Mapping[str, Any]) -> str:
+    others = ", ".join(f"{e['engine']} {e['version']}" for name, e in facts["engines"].items() if name != OURS)
     return (
         f"{title}, {facts['threads']} thread{'s' * (facts['threads'] > 1)}: {facts['model']}"
         f" ({facts['engines'][OURS]['formats']}) on {facts['cpu']}, target {facts['engines'][OURS]['target']}, read"
         f" bandwidth {facts['bandwidth'] / 1e9:.0f} GB/s, int8 peak {facts['int8_peak'] / 1e9:.0f} GMAC/s; medians of"
-        f" {facts['rounds']} interleaved rounds ({facts['thrown_away']} thrown away); commit {facts['commit']},"
-        f" {facts['date']}."
+        f" {facts['rounds']} interleaved rounds ({facts['thrown_away']} thrown away); ryzc {facts['commit']} beside"
+        f" {others}; {facts['date']}."
     )
 
 
