@@ -1,8 +1,8 @@
 """Instruction sets: what the integer dot product is made of, and how many registers there are.
 
-A kernel asks for ``dot(acc, codes, x)``: per 32-bit lane, four unsigned bytes of ``codes`` times four
-signed bytes of ``x``, added to ``acc``. Which instructions that takes is the only thing about the
-CPU that kernels do not spell themselves.
+A kernel adds products to a :class:`Dot`: per 32-bit lane, four unsigned bytes of ``codes`` times four
+signed bytes of ``x``. Which instructions that takes is the only thing about the CPU that kernels do
+not spell themselves.
 """
 
 from __future__ import annotations
@@ -11,6 +11,21 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from ryzc.codegen.vector import I1, I8, I16, I32, Value, vec
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A dot product under way.
+
+    Attributes:
+        total: 32-bit sums.
+        pairs: 16-bit sums that are not in ``total`` yet, on instruction sets that have them.
+        room: products that these can still take without overflow.
+    """
+
+    total: Value
+    pairs: Value | None = None
+    room: int = 0
 
 
 @dataclass(frozen=True)
@@ -31,12 +46,19 @@ class Isa(ABC):
     signed_bytes: bool
 
     @abstractmethod
-    def dot(self, acc: Value, codes: Value, x: Value) -> Value:
-        """``acc + sum of four code * x`` a lane, exact; codes below 128 where ``signed_bytes``."""
+    def add(self, dot: Dot, codes: Value, x: Value, top: int) -> Dot:
+        """Add per lane the sum of four ``code * x``, exactly.
 
-    def dot_bytes(self, acc: Value, codes: Value, x: Value) -> Value:
-        """As :meth:`dot` for 8-bit codes; the codes count as ``code - 128`` where ``signed_bytes``."""
-        return self.dot(acc, codes, x)
+        ``codes`` are at most ``top``; with ``top`` of 255 they count as ``code - 128`` where ``signed_bytes``.
+        """
+
+    def total(self, dot: Dot) -> Value:
+        """The 32-bit sums of all products."""
+        return dot.total
+
+    def dot(self, acc: Value, codes: Value, x: Value) -> Value:
+        """``acc + sum of four code * x`` a lane; codes below 128 where ``signed_bytes``."""
+        return self.total(self.add(Dot(acc), codes, x, 127))
 
 
 class Avx512Vnni(Isa):
@@ -45,33 +67,39 @@ class Avx512Vnni(Isa):
     def __init__(self) -> None:
         super().__init__("avx512_vnni", 16, 32, False)
 
-    def dot(self, acc: Value, codes: Value, x: Value) -> Value:
-        quads = vec(I8, 64)
-        return acc.fn.call("llvm.x86.avx512.vpdpbusd.512", acc.type, acc, codes.bits(quads), x.bits(quads))
+    def add(self, dot: Dot, codes: Value, x: Value, top: int) -> Dot:
+        acc, quads = dot.total, vec(I8, 64)
+        return Dot(acc.fn.call("llvm.x86.avx512.vpdpbusd.512", acc.type, acc, codes.bits(quads), x.bits(quads)))
 
 
 class Avx2(Isa):
-    """AVX2: ``vpmaddubsw`` to pairs in 16 bits, ``vpmaddwd`` to sums in 32."""
+    """AVX2: ``vpmaddubsw`` to pairs in 16 bits, as many as fit, then ``vpmaddwd`` to sums in 32."""
 
     def __init__(self) -> None:
         super().__init__("avx2", 8, 16, True)
 
-    def dot(self, acc: Value, codes: Value, x: Value) -> Value:
-        quads = vec(I8, 32)
-        return acc + self._sum(acc, codes.bits(quads), x.bits(quads))
-
-    def dot_bytes(self, acc: Value, codes: Value, x: Value) -> Value:
-        # |w| * sign(x, w): two products of at most 128 * 127 fit into 16 bits, 255 * 127 would not.
-        fn, quads = acc.fn, vec(I8, 32)
-        signed = (codes ^ -0x7F7F7F80).bits(quads)
-        magnitude = fn.call("llvm.abs.v32i8", quads, signed, fn.const(I1, 0))
-        flipped = fn.call("llvm.x86.avx2.psign.b", quads, x.bits(quads), signed)
-        return acc + self._sum(acc, magnitude, flipped)
-
-    def _sum(self, acc: Value, unsigned: Value, signed: Value) -> Value:
-        fn, pairs = acc.fn, vec(I16, 16)
+    def add(self, dot: Dot, codes: Value, x: Value, top: int) -> Dot:
+        fn, quads, pairs = codes.fn, vec(I8, 32), vec(I16, 16)
+        unsigned, signed, largest = codes.bits(quads), x.bits(quads), top
+        if top > 127:
+            # |w| * sign(x, w): two products of at most 128 * 127 fit into 16 bits, 255 * 127 would not.
+            signs = (codes ^ -0x7F7F7F80).bits(quads)
+            unsigned = fn.call("llvm.abs.v32i8", quads, signs, fn.const(I1, 0))
+            signed = fn.call("llvm.x86.avx2.psign.b", quads, x.bits(quads), signs)
+            largest = 128
         products = fn.call("llvm.x86.avx2.pmadd.ub.sw", pairs, unsigned, signed)
-        return fn.call("llvm.x86.avx2.pmadd.wd", vec(I32, 8), products, fn.const(pairs, 1))
+        if dot.pairs is None:
+            return Dot(dot.total, products, 0x7FFF // (2 * 127 * largest) - 1)
+        if dot.room == 0:
+            return Dot(self.total(dot), products, 0x7FFF // (2 * 127 * largest) - 1)
+        return Dot(dot.total, dot.pairs + products, dot.room - 1)
+
+    def total(self, dot: Dot) -> Value:
+        if dot.pairs is None:
+            return dot.total
+        fn = dot.total.fn
+        ones = fn.const(vec(I16, 16), 1)
+        return dot.total + fn.call("llvm.x86.avx2.pmadd.wd", vec(I32, 8), dot.pairs, ones)
 
 
 AVX512_VNNI = Avx512Vnni()

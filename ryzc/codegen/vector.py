@@ -286,6 +286,11 @@ class Function:
         where = self.at(pointer, *offsets)
         self.call(f"llvm.masked.store.{_suffix(value.type)}.p0", ir.VoidType(), value, where, self.const(I32, 1), mask)
 
+    def prefetch(self, pointer: Value, *offsets: Value | int) -> None:
+        """Ask for the cache line at a pointer plus byte offsets, which need not be readable memory."""
+        flags = [self.const(I32, flag) for flag in (0, 3, 1)]  # to read, into every cache, data
+        self.call("llvm.prefetch.p0", ir.VoidType(), self.at(pointer, *offsets), *flags)
+
     def stack(self, type_: ir.Type, count: int) -> Value:
         """An array on the stack, aligned to 64 bytes, alive in the whole function."""
         with self.builder.goto_block(self._entry):
@@ -337,6 +342,10 @@ class Function:
         self.builder.branch(head)
         self.builder.position_at_end(after)
         current.results = [Value(self, p) for p in phis]
+
+    def below(self, a: Value, limit: Value | int) -> Value:
+        """The smaller of two signed integers."""
+        return a.compare("<", limit).select(a, limit)
 
     @contextmanager
     def when(self, condition: Value) -> Iterator[None]:

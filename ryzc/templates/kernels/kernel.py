@@ -37,6 +37,21 @@ class Kernel(ABC):
     def emit(self, module: ir.Module, isa: Isa, symbol: str) -> None:
         """Add the function ``symbol`` to a module."""
 
+    def methods(self, isa: Isa) -> tuple[str, ...]:
+        """Ways to compute it on an instruction set, all to the same bits; empty where there is but one.
+
+        A family that has several has a field ``schedule`` too: entries ``N:METHOD``, ascending, where batches
+        of up to ``N`` tokens take the method and the last entry takes all larger ones. Empty stands for
+        :meth:`default_schedule`.
+        """
+        del isa
+        return ()
+
+    def default_schedule(self, isa: Isa) -> tuple[str, ...]:
+        """The schedule of a kernel that nobody tuned; empty where :meth:`methods` is."""
+        del isa
+        return ()
+
 
 def require_multiple(kernel: Kernel, of: int, **values: int) -> None:
     """Check sizes that a kernel can only take in whole vectors or blocks.

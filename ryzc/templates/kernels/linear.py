@@ -11,6 +11,8 @@ every tile size, at every thread count and in every batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,14 +21,17 @@ import numpy.typing as npt
 from llvmlite import ir
 
 from ryzc import formats
-from ryzc.codegen.isa import Isa
+from ryzc.codegen.isa import Dot, Isa
 from ryzc.codegen.vector import F32, I32, Function, Value, vec
 from ryzc.formats import AffineFormat
 from ryzc.formats.lanes import OPERANDS, STEP, TILE, block_bytes, tile_bytes
 from ryzc.templates.kernels import activations as act
+from ryzc.templates.kernels import schedule
 from ryzc.templates.kernels.epilogue import Epilogue
 from ryzc.templates.kernels.kernel import Kernel, begin, context_field
-from ryzc.templates.kernels.tiling import token_tiles, work_items
+from ryzc.templates.kernels.panel import Panel
+from ryzc.templates.kernels.schedule import Method
+from ryzc.templates.kernels.tiling import PANEL, token_tiles, work_items
 from ryzc.templates.kernels.weights import PackedBlocks, Scales, stack_scales, stacked_scales
 
 
@@ -40,6 +45,7 @@ class Linear(Kernel):
         epilogue: ``store``, ``residual``, ``silu`` or ``gelu_tanh``, see :mod:`.epilogue`.
         out_stride: elements between tokens in ``out`` (and ``residual``).
         count: the context field with the number of tokens: ``token_count`` or ``row_count``.
+        schedule: which method multiplies a batch of which size, see :mod:`.schedule`; changes no bit.
     """
 
     format: str
@@ -48,8 +54,15 @@ class Linear(Kernel):
     epilogue: str
     out_stride: int
     count: str = "token_count"
+    schedule: tuple[str, ...] = ()
 
     operands: ClassVar[tuple[str, ...]] = ("weights", "codes", "records", "out")
+
+    def methods(self, isa: Isa) -> tuple[str, ...]:
+        return schedule.methods(isa)
+
+    def default_schedule(self, isa: Isa) -> tuple[str, ...]:
+        return schedule.default(isa)
 
     def emit(self, module: ir.Module, isa: Isa, symbol: str) -> None:
         fmt = formats.get(self.format)
@@ -57,132 +70,212 @@ class Linear(Kernel):
         epilogue = Epilogue(self.epilogue, self.rows, self.out_stride)
         fn = begin(module, symbol, self.operands)
         weights, codes, records, out = (fn.args[o] for o in self.operands)
-        stack = fn.stack(F32, 2 * TILE * (fmt.block // fmt.group)) if fmt.block > STEP else None
-        tiles = -(-self.rows // TILE)
         tokens = context_field(fn, self.count)
-        with work_items(fn, tiles, tokens) as (tile, first, last):
-            base = fn.at(weights, tile * tile_bytes(fmt, self.columns))
-            with token_tiles(fn, first, last, _token_tiles(isa)) as tile_of:
-                for m, width in tile_of:
-                    with epilogue.rows(fn, isa.lanes, wide=width == 1) as rows:
-                        x = fn.at(codes, m * self.columns)
-                        a = fn.at(records, m * (self.columns // STEP * act.RECORD_BYTES))
-                        y = _Tile(fn, isa, fmt, self.columns, width, rows, stack).run(base, x, a)
-                        epilogue.write(fn, isa.lanes, y, rows, tile, out, m)
+        sums = fn.stack(F32, PANEL * TILE)
+        reader = PackedBlocks(fn, fmt, isa.lanes)
+        for method in schedule.each(fn, tokens, self.schedule or self.default_schedule(isa)):
+            multiply = _Multiply(fn, isa, reader, self.columns, method, codes, records, sums)
+            with work_items(fn, -(-self.rows // TILE), tokens) as (tile, first, last):
+                multiply.run(fn.at(weights, tile * tile_bytes(fmt, self.columns)), first, last)
+                with (
+                    fn.loop(first, last) as token,
+                    epilogue.rows(fn, isa.lanes, wide=True) as rows,
+                ):
+                    at = (token.index - first) * (4 * TILE)
+                    y = [fn.load(vec(F32, isa.lanes), sums, at, row << 2, align=4 * isa.lanes) for row in rows]
+                    epilogue.write(fn, isa.lanes, [y], rows, tile, out, token.index)
         fn.finish()
 
 
 KERNEL = Linear
 
 
-def _token_tiles(isa: Isa) -> tuple[int, ...]:
-    """Tokens that share a load of weights: float and integer sums of all must fit the registers."""
-    return (6, 4, 2, 1) if isa.registers == 32 else (4, 2, 1)
+@dataclass(frozen=True)
+class _Step:
+    """Thirty-two elements of K: how a tile reads its weights, for row vector ``v``.
+
+    Attributes:
+        k: the step's number.
+        operand: ``(j, v)`` to the codes of elements ``4 j .. 4 j + 3``.
+        scales: ``[v][half]``.
+    """
+
+    k: Value
+    operand: Callable[[int, int], Value]
+    scales: list[list[Scales]]
 
 
 @dataclass(frozen=True)
-class _Tile:
-    """``width`` tokens against some row vectors of one tile."""
+class _Multiply:
+    """Sums of a weight tile over some tokens, by one method, into ``sums`` ``[token][32 rows]``."""
 
     fn: Function
     isa: Isa
-    format: AffineFormat
+    reader: PackedBlocks
     columns: int
-    width: int
-    rows: list[Value]
-    stack: Value | None
+    method: Method
+    codes: Value
+    records: Value
+    sums: Value
 
-    def run(self, base: Value, x: Value, records: Value) -> list[list[Value]]:
-        """Sums ``[token][row vector]``, float32."""
-        fn, fmt, lanes = self.fn, self.format, self.isa.lanes
-        reader = PackedBlocks(fn, fmt, lanes)
-        rows = self.rows
-        zeros = [fn.const(vec(F32, lanes), 0.0)] * (self.width * len(rows))
-        with fn.loop(0, self.columns // fmt.block, 1, zeros) as blocks:
-            block = fn.at(base, blocks.index * block_bytes(fmt))
+    def run(self, tile: Value, first: Value, last: Value) -> None:
+        """Multiply tokens ``first .. last``."""
+        if self.method.panel:
+            self._by_panels(tile, first, last)
+            return
+        stack = self._scale_stack()
+        with self._register_tiles(first, last) as each:
+            for m, width, rows in each:
+                zeros = [self.fn.const(vec(F32, self.isa.lanes), 0.0)] * (width * len(rows))
+                self._put(m - first, rows, self._direct(tile, m, width, rows, zeros, stack))
+
+    # --- weights decoded in registers ---------------------------------------------------------
+
+    def _scale_stack(self) -> Value | None:
+        fmt = self.reader.format
+        return self.fn.stack(F32, 2 * TILE * (fmt.block // fmt.group)) if fmt.block > STEP else None
+
+    def _direct(
+        self, tile: Value, m: Value, width: int, rows: list[Value], sums: list[Value], stack: Value | None
+    ) -> list[Value]:
+        fn, reader, fmt = self.fn, self.reader, self.reader.format
+        with fn.loop(0, self.columns // fmt.block, 1, sums) as blocks:
+            block = fn.at(tile, blocks.index * block_bytes(fmt))
             step0 = fn.at(block, reader.header_bytes)
             k0 = blocks.index * reader.steps
-            if self.stack is None:
-                scales = [[s] for s in (reader.scales(block, row)[0] for row in rows)]
-                blocks.values = self.step(reader, step0, k0, scales, x, records, blocks.values)
+            if stack is None:
+                self._prefetch(block, block_bytes(fmt))
+                step = _Step(k0, lambda j, v: reader.operand(step0, j, rows[v]), [reader.scales(block, r) for r in rows])
+                blocks.values = self._add(step, m, width, blocks.values)
             else:
-                stack_scales(reader, block, rows, self.stack)
+                self._prefetch(block, reader.header_bytes)
+                stack_scales(reader, block, rows, stack)
                 with fn.loop(0, reader.steps, 1, blocks.values) as steps:
-                    step = fn.at(step0, steps.index * reader.step_bytes)
-                    first = steps.index * reader.halves
-                    found = [
-                        [stacked_scales(reader, self.stack, first + h, v, len(rows)) for h in range(reader.halves)]
+                    at = fn.at(step0, steps.index * reader.step_bytes)
+                    self._prefetch(at, reader.step_bytes)
+                    half = steps.index * reader.halves
+                    scales = [
+                        [stacked_scales(reader, stack, half + h, v, len(rows)) for h in range(reader.halves)]
                         for v in range(len(rows))
                     ]
-                    steps.values = self.step(reader, step, k0 + steps.index, found, x, records, steps.values)
+                    step = _Step(k0 + steps.index, lambda j, v, at=at: reader.operand(at, j, rows[v]), scales)
+                    steps.values = self._add(step, m, width, steps.values)
                 blocks.values = steps.results
-        count = len(rows)
-        return [blocks.results[t * count : (t + 1) * count] for t in range(self.width)]
+        return blocks.results
 
-    def step(
-        self,
-        reader: PackedBlocks,
-        step: Value,
-        k: Value,
-        scales: list[list[Scales]],
-        x: Value,
-        records: Value,
-        sums: list[Value],
-    ) -> list[Value]:
-        """Add the step ``k`` (32 elements) to the sums; ``scales`` is ``[row vector][half]``."""
-        fn, lanes, count = self.fn, self.isa.lanes, len(self.rows)
-        per_half = OPERANDS // reader.halves
-        record = [self._record(records, k, t) for t in range(self.width)]
+    def _prefetch(self, at: Value, size: int) -> None:
+        if self.method.prefetch:
+            for line in range(0, size, 64):
+                self.fn.prefetch(at, self.method.prefetch + line)
+
+    # --- weights taken apart in L1 ------------------------------------------------------------
+
+    def _by_panels(self, tile: Value, first: Value, last: Value) -> None:
+        fn, fmt, steps = self.fn, self.reader.format, self.reader.steps
+        panel = Panel.on_stack(fn, self.reader)
+        self._clear(last - first)
+        blocks = self.columns // fmt.block
+        with fn.loop(0, blocks, panel.blocks) as stretch:
+            count = fn.below(fn.i64(blocks) - stretch.index, panel.blocks)
+            panel.unpack(fn.at(tile, stretch.index * block_bytes(fmt)), count)
+            with self._register_tiles(first, last) as each:
+                for m, width, rows in each:
+                    with fn.loop(0, count * steps, 1, self._get(m - first, width, rows)) as step:
+                        at = panel.step(step.index)
+                        now = _Step(
+                            stretch.index * steps + step.index,
+                            lambda j, v, at=at, rows=rows: panel.operand(at, j, rows[v]),
+                            [panel.scales(at, row) for row in rows],
+                        )
+                        step.values = self._add(now, m, width, step.values)
+                    self._put(m - first, rows, step.results)
+
+    # --- both ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def _register_tiles(self, first: Value, last: Value) -> Iterator[Iterator[tuple[Value, int, list[Value]]]]:
+        """Cover the tokens and the tile's rows: yields ``first token, tokens, first rows of the vectors``."""
+        fn, lanes, vectors = self.fn, self.isa.lanes, self.method.vectors
+
+        def emit() -> Iterator[tuple[Value, int, list[Value]]]:
+            with token_tiles(fn, first, last, self.method.widths) as tiles:
+                for m, width in tiles:
+                    with fn.loop(0, TILE, vectors * lanes) as row:
+                        yield m, width, [row.index + v * lanes for v in range(vectors)]
+
+        yield emit()
+
+    def _clear(self, tokens: Value) -> None:
+        with self.fn.loop(0, tokens * TILE, self.isa.lanes) as i:
+            self.fn.store(self.fn.const(vec(F32, self.isa.lanes), 0.0), self.sums, i.index << 2, align=4 * self.isa.lanes)
+
+    def _get(self, token: Value, width: int, rows: list[Value]) -> list[Value]:
+        fn, lanes = self.fn, self.isa.lanes
+        return [
+            fn.load(vec(F32, lanes), self.sums, token * (4 * TILE), t * 4 * TILE, row << 2, align=4 * lanes)
+            for t in range(width)
+            for row in rows
+        ]
+
+    def _put(self, token: Value, rows: list[Value], values: list[Value]) -> None:
+        for i, value in enumerate(values):
+            t, v = divmod(i, len(rows))
+            at = (token * (4 * TILE), t * 4 * TILE, rows[v] << 2)
+            self.fn.store(value, self.sums, *at, align=4 * self.isa.lanes)
+
+    def _add(self, step: _Step, m: Value, width: int, sums: list[Value]) -> list[Value]:
+        """Add a step to the sums ``[token][row vector]`` of ``width`` tokens from ``m`` on."""
+        fn, isa, lanes, halves = self.fn, self.isa, self.isa.lanes, self.reader.halves
+        count = len(step.scales)
+        x = fn.at(self.codes, m * self.columns, step.k * STEP)
+        record_stride = self.columns // STEP * act.RECORD_BYTES
+        record0 = fn.at(self.records, m * record_stride, step.k * act.RECORD_BYTES)
+        records = [fn.at(record0, t * record_stride) for t in range(width)]
         out = list(sums)
-        for half in range(reader.halves):
-            start = [self._start(record[t], half, reader.halves) for t in range(self.width)]
-            dots = [start[t] for t in range(self.width) for _ in range(count)]
-            for j in range(half * per_half, (half + 1) * per_half):
-                codes = [reader.operand(step, j, row) for row in self.rows]
-                for t in range(self.width):
-                    quad = fn.load(I32, x, k * STEP, t * self.columns + 4 * j, align=4).splat(lanes)
+        for half in range(halves):
+            start = [self._start(record, half) for record in records]
+            dots = [Dot(start[t]) for t in range(width) for _ in range(count)]
+            for j in range(half * OPERANDS // halves, (half + 1) * OPERANDS // halves):
+                codes = [step.operand(j, v) for v in range(count)]
+                for t in range(width):
+                    quad = fn.load(I32, x, t * self.columns + 4 * j, align=4).splat(lanes)
                     for v in range(count):
-                        dots[t * count + v] = self._dot(dots[t * count + v], codes[v], quad)
-            for t in range(self.width):
-                x_scale = fn.load(F32, record[t], act.SCALE, align=4).splat(lanes)
+                        i = t * count + v
+                        dots[i] = isa.add(dots[i], codes[v], quad, self._top)
+            for t, record in enumerate(records):
+                x_scale = fn.load(F32, record, act.SCALE, align=4).splat(lanes)
                 for v in range(count):
-                    i, s = t * count + v, scales[v][half]
-                    out[i] = fn.fma(dots[i].to_float(), s.scale * x_scale, out[i])
+                    i, s = t * count + v, step.scales[v][half]
+                    out[i] = fn.fma(isa.total(dots[i]).to_float(), s.scale * x_scale, out[i])
                     if s.minimum is not None:
-                        out[i] = fn.fma(s.minimum, self._scaled_sum(record[t], half, reader.halves), out[i])
+                        out[i] = fn.fma(s.minimum, self._scaled_sum(record, half), out[i])
         return out
 
-    def _record(self, records: Value, k: Value, t: int) -> Value:
-        return self.fn.at(records, k * act.RECORD_BYTES, t * (self.columns // STEP * act.RECORD_BYTES))
+    @property
+    def _top(self) -> int:
+        return (1 << sum(self.reader.format.planes)) - 1
 
-    def _full_range(self) -> bool:
-        return self.format.planes == (8,)
-
-    def _dot(self, acc: Value, codes: Value, quad: Value) -> Value:
-        return (self.isa.dot_bytes if self._full_range() else self.isa.dot)(acc, codes, quad)
-
-    def _minus_sum(self, record: Value, half: int, halves: int) -> Value:
-
+    def _minus_sum(self, record: Value, half: int) -> Value:
         def load(offset: int) -> Value:
             return self.fn.load(I32, record, offset, align=4)
 
-        if halves == 1:
+        if self.reader.halves == 1:
             return load(act.MINUS_SUM)
         return load(act.MINUS_FIRST) if half == 0 else load(act.MINUS_SUM) - load(act.MINUS_FIRST)
 
-    def _start(self, record: Value, half: int, halves: int) -> Value:
+    def _start(self, record: Value, half: int) -> Value:
         """What the integer sum starts from, so that it ends as the sum of ``(q - zero) * x``."""
         lanes = self.isa.lanes
-        zero = self.format.zero - (128 if self._full_range() and self.isa.signed_bytes else 0)
+        zero = self.reader.format.zero - (128 if self._top == 255 and self.isa.signed_bytes else 0)
         if zero == 0:
             return self.fn.const(vec(I32, lanes), 0)
-        return self._minus_sum(record, half, halves).splat(lanes) * zero
+        return self._minus_sum(record, half).splat(lanes) * zero
 
-    def _scaled_sum(self, record: Value, half: int, halves: int) -> Value:
+    def _scaled_sum(self, record: Value, half: int) -> Value:
         fn, lanes = self.fn, self.isa.lanes
-        if halves == 1:
+        if self.reader.halves == 1:
             return fn.load(F32, record, act.SCALED_SUM, align=4).splat(lanes)
-        total = (-self._minus_sum(record, half, halves)).to_float()
+        total = (-self._minus_sum(record, half)).to_float()
         return (fn.load(F32, record, act.SCALE, align=4) * total).splat(lanes)
 
 

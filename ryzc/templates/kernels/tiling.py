@@ -23,9 +23,7 @@ def work_items(fn: Function, tiles: int, tokens: Value) -> Iterator[tuple[Value,
     with fn.loop(start, stop) as items:
         tile = items.index // panels
         first = (items.index % panels) * PANEL
-        end = first + PANEL
-        last = end.compare("<", tokens).select(end, tokens)
-        yield tile, first, last
+        yield tile, first, fn.below(first + PANEL, tokens)
 
 
 @contextmanager

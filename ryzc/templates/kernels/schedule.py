@@ -1,0 +1,97 @@
+"""Which way of multiplying a batch of some size takes: methods by name, and schedules of them.
+
+A method is written ``direct-8x1``, ``direct-1x2-p2048`` or ``panel-6x2``:
+
+* ``direct`` decodes packed weights in registers, again for every tile of tokens; ``panel`` first takes a
+  stretch of a weight tile apart into the L1 cache, and then reads it for up to 64 tokens;
+* ``6x2``: six tokens times two vectors of rows are summed at a time;
+* ``p2048``: weights are asked for 2048 bytes ahead of their use.
+
+None of it changes a bit of the result.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ryzc.codegen.isa import Isa
+from ryzc.codegen.vector import Function, Value
+from ryzc.errors import UnsupportedError
+
+_METHOD = re.compile(r"(direct|panel)-(\d+)x(\d+)(?:-p(\d+))?")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of multiplying, see the module.
+
+    Attributes:
+        panel: whether weights are unpacked into L1 first.
+        tokens, vectors: the register tile.
+        prefetch: bytes ahead of use; 0 leaves it to the CPU.
+    """
+
+    panel: bool
+    tokens: int
+    vectors: int
+    prefetch: int
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Tile widths that cover any number of tokens, widest first."""
+        return (self.tokens, *(width for width in (4, 2, 1) if width < self.tokens))
+
+
+def method(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        UnsupportedError: where there is none.
+    """
+    found = _METHOD.fullmatch(name)
+    if found is None or not int(found[2]) or not int(found[3]):
+        raise UnsupportedError(f"{name!r} is no way to multiply", hint="build the bundle again")
+    return Method(found[1] == "panel", int(found[2]), int(found[3]), int(found[4] or 0))
+
+
+def default(isa: Isa) -> tuple[str, ...]:
+    """The schedule of a linear layer that nobody tuned."""
+    if isa.registers == 32:
+        return ("1:direct-1x2", "16:direct-8x1", "512:panel-6x2")
+    return ("1:direct-1x4", "12:direct-4x1", "512:panel-4x2")
+
+
+def methods(isa: Isa) -> tuple[str, ...]:
+    """The ways of multiplying that are worth a try on an instruction set."""
+    if isa.registers == 32:
+        plain = ("direct-1x2", "direct-4x2", "direct-6x2", "direct-8x1", "direct-12x1", "panel-6x2", "panel-8x1")
+        return (*plain, "direct-1x2-p1024", "direct-1x2-p2048", "direct-1x2-p4096", "direct-8x1-p2048")
+    return ("direct-1x4", "direct-2x2", "direct-4x1", "panel-4x2", "panel-3x2", "direct-1x4-p2048")
+
+
+@contextmanager
+def _between(fn: Function, count: Value, above: int, limit: int | None) -> Iterator[None]:
+    inside = count.compare(">", above)
+    if limit is not None:
+        inside = inside & count.compare("<=", limit)
+    with fn.when(inside):
+        yield
+
+
+def each(fn: Function, count: Value, schedule: Sequence[str]) -> Iterator[Method]:
+    """The methods of a schedule in turn; what is emitted for one runs where ``count`` tokens call for it.
+
+    Raises:
+        UnsupportedError: where an entry is no ``N:METHOD``, or they do not ascend.
+    """
+    above = 0
+    for i, entry in enumerate(schedule):
+        size, _, name = entry.partition(":")
+        if not size.isdecimal() or int(size) <= above:
+            raise UnsupportedError(f"schedule {', '.join(schedule)}: {entry!r} does not ascend", hint="build it again")
+        with _between(fn, count, above, None if i == len(schedule) - 1 else int(size)):
+            yield method(name)
+        above = int(size)
