@@ -168,3 +168,55 @@ def gemma3(
         metadata["gemma3.rope.scaling.type"] = "linear"
         metadata["gemma3.rope.scaling.factor"] = rope_factor
     return Checkpoint(Path("tiny-gemma3.gguf"), "gemma3", metadata, tensors, EMPTY_VOCABULARY)
+
+
+def qwen3(
+    seed: int = 0,
+    *,
+    layers: int = 2,
+    hidden: int = 64,
+    heads: int = 4,
+    kv_heads: int = 2,
+    head_dim: int = 32,
+    feed_forward: int = 96,
+    vocab: int = 40,
+    mix: Sequence[str] = ("q4_1",),
+    tied: bool = True,
+) -> Checkpoint:
+    """A Qwen3; its heads together are wider than its stream."""
+    rng = np.random.default_rng(seed)
+    tensors: dict[str, StoredTensor] = {}
+
+    def put(name: str, *shape: int) -> None:
+        tensors[name] = stored(rng, name, str(rng.choice(list(mix))), shape)
+
+    put("token_embd.weight", vocab, hidden)
+    put("output_norm.weight", hidden)
+    if not tied:
+        put("output.weight", vocab, hidden)
+    for i in range(layers):
+        put(f"blk.{i}.attn_norm.weight", hidden)
+        put(f"blk.{i}.attn_q.weight", heads * head_dim, hidden)
+        put(f"blk.{i}.attn_k.weight", kv_heads * head_dim, hidden)
+        put(f"blk.{i}.attn_v.weight", kv_heads * head_dim, hidden)
+        put(f"blk.{i}.attn_q_norm.weight", head_dim)
+        put(f"blk.{i}.attn_k_norm.weight", head_dim)
+        put(f"blk.{i}.attn_output.weight", hidden, heads * head_dim)
+        put(f"blk.{i}.ffn_norm.weight", hidden)
+        put(f"blk.{i}.ffn_gate.weight", feed_forward, hidden)
+        put(f"blk.{i}.ffn_up.weight", feed_forward, hidden)
+        put(f"blk.{i}.ffn_down.weight", hidden, feed_forward)
+    metadata: dict[str, MetadataValue] = {
+        "general.architecture": "qwen3",
+        "qwen3.block_count": layers,
+        "qwen3.context_length": 256,
+        "qwen3.embedding_length": hidden,
+        "qwen3.feed_forward_length": feed_forward,
+        "qwen3.attention.head_count": heads,
+        "qwen3.attention.head_count_kv": kv_heads,
+        "qwen3.attention.key_length": head_dim,
+        "qwen3.attention.value_length": head_dim,
+        "qwen3.attention.layer_norm_rms_epsilon": 1e-6,
+        "qwen3.rope.freq_base": 1000000.0,
+    }
+    return Checkpoint(Path("tiny-qwen3.gguf"), "qwen3", metadata, tensors, EMPTY_VOCABULARY)

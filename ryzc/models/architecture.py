@@ -193,6 +193,15 @@ def vocabulary_size(checkpoint: Checkpoint, table: str) -> int:
     return tensor.shape[0]
 
 
+def check_heads(checkpoint: Checkpoint, heads: int, kv_heads: int, head_dim: int) -> None:
+    """Raise where query heads do not share key heads evenly, or heads have no pairs to rotate."""
+    if heads % kv_heads or head_dim % 2:
+        raise SourceError(
+            f"{checkpoint.path}: {heads} heads of {head_dim} elements over {kv_heads} key heads do not fit",
+            hint=INCOMPLETE,
+        )
+
+
 _KINDS = {int: "a whole number", float: "a number", str: "a text"}
 
 

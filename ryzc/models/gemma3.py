@@ -14,10 +14,10 @@ from typing import Self
 
 import onnx_ir as ir
 
-from ryzc.errors import SourceError, UnsupportedError
+from ryzc.errors import UnsupportedError
 from ryzc.graph import nodes, ops
 from ryzc.models import architecture, blocks
-from ryzc.models.architecture import INCOMPLETE, NOT_KNOWN, Keys, Weights
+from ryzc.models.architecture import NOT_KNOWN, Keys, Weights
 from ryzc.sources.checkpoint import Checkpoint
 
 GLOBAL_EVERY = 6
@@ -50,11 +50,7 @@ class Config(architecture.Config):
         kv_heads = keys.integer("attention.head_count_kv", heads)
         head_dim = keys.integer("attention.key_length", high=architecture.MAX_HEAD_DIM)
         window = keys.integer("attention.sliding_window")
-        if heads % kv_heads or head_dim % 2:
-            raise SourceError(
-                f"{checkpoint.path}: {heads} heads of {head_dim} elements over {kv_heads} key heads do not fit",
-                hint=INCOMPLETE,
-            )
+        architecture.check_heads(checkpoint, heads, kv_heads, head_dim)
         keys.must_be("vocab_size", vocab_size, f"the embedding table has {vocab_size} rows")
         keys.must_be("attention.value_length", head_dim, f"keys have {head_dim} elements")
         keys.must_be("rope.dimension_count", head_dim, f"only whole heads of {head_dim} are rotated")

@@ -39,6 +39,12 @@ CHECKPOINTS: dict[str, Callable[[], Checkpoint]] = {
     "gemma3-k": lambda: _alike(
         lambda **k: tiny_models.gemma3(hidden=256, heads=4, head_dim=64, feed_forward=256, **k), ("q4_k", "q6_k"), 6
     ),
+    "qwen3-legacy": lambda: _alike(tiny_models.qwen3, LEGACY, 8),
+    "qwen3-k": lambda: _alike(
+        lambda **k: tiny_models.qwen3(hidden=256, heads=4, kv_heads=1, head_dim=128, feed_forward=512, tied=False, **k),
+        ("q4_k", "q6_k"),
+        9,
+    ),
 }
 TOKENS = 45
 

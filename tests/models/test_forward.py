@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import available, gemma3, llama
+from tiny_models import available, gemma3, llama, qwen3
 
 from ryzc import formats, models
 from ryzc.graph import oracle
@@ -19,7 +19,7 @@ F64 = npt.NDArray[np.float64]
 
 
 class Plain:
-    """A checkpoint's numbers and the pieces that both forward passes need."""
+    """A checkpoint's numbers and the pieces that all forward passes need."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -112,6 +112,26 @@ def forward_gemma3(checkpoint: Checkpoint, ids: list[int]) -> F64:
     return w.norm(x, w("output_norm.weight")) @ table.T
 
 
+def forward_qwen3(checkpoint: Checkpoint, ids: list[int]) -> F64:
+    w = Plain(checkpoint)
+    half = w.head_dim // 2
+    frequencies = np.array([1e6 ** (-i / half) for i in range(half)])
+    pairs = [(i, i + half) for i in range(half)]
+    x = w("token_embd.weight")[ids]
+    for i in range(w.layers):
+        h = w.norm(x, w(f"blk.{i}.attn_norm.weight"))
+        q = w.norm(w.split(h @ w(f"blk.{i}.attn_q.weight").T, w.heads), w(f"blk.{i}.attn_q_norm.weight"))
+        k = w.norm(w.split(h @ w(f"blk.{i}.attn_k.weight").T, w.kv_heads), w(f"blk.{i}.attn_k_norm.weight"))
+        v = w.split(h @ w(f"blk.{i}.attn_v.weight").T, w.kv_heads)
+        q, k = rotate(q, frequencies, pairs), rotate(k, frequencies, pairs)
+        x = x + w.attend(q, k, v, 0, w.head_dim**-0.5) @ w(f"blk.{i}.attn_output.weight").T
+        h = w.norm(x, w(f"blk.{i}.ffn_norm.weight"))
+        gate = h @ w(f"blk.{i}.ffn_gate.weight").T
+        x = x + (gate / (1 + np.exp(-gate)) * (h @ w(f"blk.{i}.ffn_up.weight").T)) @ w(f"blk.{i}.ffn_down.weight").T
+    head = "output.weight" if "output.weight" in checkpoint.tensors else "token_embd.weight"
+    return w.norm(x, w("output_norm.weight")) @ w(head).T
+
+
 def close(got: npt.NDArray[np.float32], wanted: F64) -> None:
     """float32 against float64: the largest error, over the largest logit, stays near float32's precision."""
     error = np.abs(got - wanted)
@@ -194,6 +214,34 @@ def test_gemma3_is_what_numpy_computes(
     )
     ids = np.random.default_rng(seed).integers(0, 40, length).tolist()
     close(oracle.logits(models.load(checkpoint).ir_model, ids), forward_gemma3(checkpoint, ids))
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    layers=st.integers(1, 3),
+    heads=st.sampled_from([(4, 1), (4, 2), (8, 8)]),
+    mix=MIXES,
+    tied=st.booleans(),
+    length=st.integers(1, 9),
+)
+def test_qwen3_is_what_numpy_computes(
+    seed: int, layers: int, heads: tuple[int, int], mix: list[str], tied: bool, length: int
+) -> None:
+    hidden = hidden_for(mix)
+    checkpoint = qwen3(
+        seed,
+        layers=layers,
+        hidden=hidden,
+        heads=heads[0],
+        kv_heads=heads[1],
+        head_dim=64,
+        feed_forward=hidden * 2,
+        mix=mix,
+        tied=tied,
+    )
+    ids = np.random.default_rng(seed).integers(0, 40, length).tolist()
+    close(oracle.logits(models.load(checkpoint).ir_model, ids), forward_qwen3(checkpoint, ids))
 
 
 @pytest.mark.parametrize("far", [0, 200])

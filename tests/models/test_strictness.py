@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import gemma3, llama, stored
+from tiny_models import gemma3, llama, qwen3, stored
 
 from ryzc import models
 from ryzc.errors import SourceError, UnsupportedError, UserError
@@ -29,10 +29,10 @@ def with_tensor(checkpoint: Checkpoint, name: str, *shape: int) -> Checkpoint:
 
 
 def test_architectures_are_found_by_file_name() -> None:
-    assert models.names() == ("gemma3", "llama")
+    assert models.names() == ("gemma3", "llama", "qwen3")
     with pytest.raises(UnsupportedError, match="mamba9") as error:
         models.get("mamba9")
-    assert "gemma3, llama" in str(error.value.hint)
+    assert "gemma3, llama, qwen3" in str(error.value.hint)
     with pytest.raises(UnsupportedError):
         models.get("architecture")
 
@@ -136,3 +136,39 @@ def test_gemma3_windows_and_scale() -> None:
 
     assert _attention_scale(18, 640, 4, 256) == 1 / 16
     assert _attention_scale(62, 5376, 32, 128) == 168**-0.5
+
+
+@pytest.mark.parametrize(
+    ("metadata", "kind", "message"),
+    [
+        ({"qwen3__attention__key_length": None}, SourceError, "key_length"),
+        ({"qwen3__attention__key_length": 31}, SourceError, "do not fit"),
+        ({"qwen3__attention__key_length": 64}, UnsupportedError, "value_length"),
+        ({"qwen3__attention__head_count_kv": 3}, SourceError, "do not fit"),
+        ({"qwen3__rope__freq_base": None}, SourceError, "freq_base"),
+        ({"qwen3__rope__scaling__type": "yarn"}, UnsupportedError, "scaling"),
+        ({"qwen3__rope__dimension_count": 16}, UnsupportedError, "whole heads"),
+        ({"qwen3__expert_count": 128}, UnsupportedError, "expert_count"),
+        ({"qwen3__pooling_type": 3}, UnsupportedError, "pooling_type"),
+    ],
+)
+def test_qwen3_metadata(metadata: Mapping[str, Any], kind: type[UserError], message: str) -> None:
+    with pytest.raises(kind, match=message) as error:
+        models.load(changed(qwen3(), **metadata))
+    assert "tiny-qwen3.gguf" in str(error.value)
+    assert error.value.hint
+
+
+def test_qwen3_tensors() -> None:
+    whole = qwen3(tied=False)
+    for name in whole.tensors:
+        less = dataclasses.replace(whole, tensors={k: v for k, v in whole.tensors.items() if k != name})
+        if name == "output.weight":
+            models.load(less)
+            continue
+        with pytest.raises(SourceError, match=name):
+            models.load(less)
+    with pytest.raises(UnsupportedError, match=r"blk.0.attn_q.bias"):  # Qwen2 has them
+        models.load(with_tensor(qwen3(), "blk.0.attn_q.bias", 128))
+    with pytest.raises(SourceError, match=r"attn_k_norm.weight has shape \[64\]"):
+        models.load(with_tensor(qwen3(), "blk.1.attn_k_norm.weight", 64))

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import available, gemma3, llama
+from tiny_models import available, gemma3, llama, qwen3
 
 from ryzc import formats, models
 from ryzc.errors import InternalError, UnsupportedError, UsageError
@@ -32,7 +32,7 @@ FLOATS = sorted({"f32", "f16"} & set(available()))
 
 @st.composite
 def checkpoints(draw: st.DrawFn) -> Checkpoint:
-    """Tiny models of both architectures: sizes, heads, windows and mixes of formats drawn."""
+    """Tiny models of every architecture: sizes, heads, windows and mixes of formats drawn."""
     mix = draw(st.lists(st.sampled_from(PACKED + FLOATS), min_size=1, max_size=3, unique=True))
     hidden = max(64, *(formats.get(name).block for name in mix))
     kv_heads = draw(st.sampled_from([1, 2]))
@@ -40,8 +40,9 @@ def checkpoints(draw: st.DrawFn) -> Checkpoint:
     # hidden columns for the output projection, too, where formats have large blocks
     head_dim = 32 if hidden == 64 else 128
     heads = kv_heads * (2 if hidden == 64 or kv_heads == 1 else 1)
-    if draw(st.booleans()):
-        return llama(
+    make = draw(st.sampled_from([llama, gemma3, qwen3]))
+    if make is not gemma3:
+        return make(
             seed,
             layers=draw(st.integers(1, 2)),
             hidden=hidden,

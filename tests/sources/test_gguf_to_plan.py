@@ -25,7 +25,7 @@ ABSURD: list[Value] = [
     *(0, 1, 2, 3, 7, 33, 1000, 2**31 - 1, 2**31, 2**32 - 1, -1),
     *(Typed("u64", 2**63), Typed("u64", 2**64 - 1), Typed("i64", -(2**63)), Typed("f64", 1e300)),
     *(0.0, -1.0, 1e-30, 1e38, math.nan, math.inf, -math.inf),
-    *(True, False, "", "x", "llama", "gemma3", "../x", "linear", "yarn"),
+    *(True, False, "", "x", "llama", "gemma3", "qwen3", "../x", "linear", "yarn"),
     *([1, 2], [0.5], ["a"], [True], Typed("u32", []), [2**31] * 3),
 ]
 ELEMENTS: dict[str, list[str | int | float]] = {
@@ -40,6 +40,8 @@ ADDED = (
     "gemma3.rope.scaling.type",
     "gemma3.attention.sliding_window",
     "gemma3.final_logit_softcapping",
+    "qwen3.rope.scaling.type",
+    "qwen3.expert_count",
 )
 
 
@@ -70,7 +72,7 @@ def absurd(model: Checkpoint, rng: random.Random) -> tuple[dict[str, Value], lis
                 tensors[i] = Tensor(tensors[i].name, "f32", tuple(shape), bytes(4 * math.prod(shape)))
                 changes.append(f"{tensors[i].name} of shape {shape}")
             case _:
-                key = rng.choice(["tokens", "token_type", "merges" if model.architecture == "llama" else "scores"])
+                key = rng.choice(["tokens", "token_type", "scores" if model.vocabulary.model == "llama" else "merges"])
                 listed = keys.get(f"tokenizer.ggml.{key}")
                 if isinstance(listed, Typed) and isinstance(listed.value, (list, tuple)) and listed.value:
                     values, at = list(listed.value), rng.randrange(len(listed.value))
@@ -82,9 +84,10 @@ def absurd(model: Checkpoint, rng: random.Random) -> tuple[dict[str, Value], lis
 
 def outcomes(directory: Path, cases: int, seed: int) -> Counter[str]:
     gemma3 = replace(tiny_models.gemma3(vocab=263, layers=2), vocabulary=tiny_vocabularies.spm())
-    models, found = (tiny_chat.checkpoint(), gemma3), Counter[str]()
+    qwen3 = replace(tiny_models.qwen3(vocab=264), vocabulary=tiny_vocabularies.bpe(pre="qwen2"))
+    models, found = (tiny_chat.checkpoint(), gemma3, qwen3), Counter[str]()
     for case in range(cases):
-        keys, tensors, changes = absurd(models[case % 2], random.Random(f"{seed} {case}"))
+        keys, tensors, changes = absurd(models[case % 3], random.Random(f"{seed} {case}"))
         path, start = gguf_writer.write(directory / f"{case}.gguf", keys, tensors), time.process_time()
         stage = "read"
         try:
