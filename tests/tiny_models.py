@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +59,18 @@ def random_codes(rng: np.random.Generator, fmt: AffineFormat, n: int, k: int, si
     return Codes(q=q, d=d.astype(np.float16), s=s, m=m, t=t)
 
 
+def hollow(rng: np.random.Generator, name: str, format_: str, shape: tuple[int, ...]) -> StoredTensor:
+    """A tensor of zeros, one row of which is all of its memory: for plans of models of any size."""
+    del rng
+    if len(shape) == 1:
+        return StoredTensor(name, "f32", shape, np.ones(shape, np.float32).view(np.uint8))
+    row = np.zeros(formats.get(format_).row_bytes(shape[1]), np.uint8)
+    return StoredTensor(name, format_, shape, np.broadcast_to(row, (shape[0], len(row))))
+
+
+Make: TypeAlias = Callable[[np.random.Generator, str, str, tuple[int, ...]], StoredTensor]
+
+
 def llama(
     seed: int = 0,
     *,
@@ -71,13 +84,14 @@ def llama(
     mix: Sequence[str] = ("q4_1",),
     tied: bool = True,
     factors: bool = False,
+    make: Make = stored,
 ) -> Checkpoint:
     """A llama; each matrix draws its format from ``mix``."""
     rng = np.random.default_rng(seed)
     tensors: dict[str, StoredTensor] = {}
 
     def put(name: str, *shape: int) -> None:
-        tensors[name] = stored(rng, name, str(rng.choice(list(mix))), shape)
+        tensors[name] = make(rng, name, str(rng.choice(list(mix))), shape)
 
     put("token_embd.weight", vocab, hidden)
     put("output_norm.weight", hidden)
@@ -126,13 +140,14 @@ def gemma3(
     window: int = 5,
     mix: Sequence[str] = ("q4_1",),
     rope_factor: float | None = None,
+    make: Make = stored,
 ) -> Checkpoint:
     """A Gemma 3; its sixth layer sees everything, the others ``window`` tokens."""
     rng = np.random.default_rng(seed)
     tensors: dict[str, StoredTensor] = {}
 
     def put(name: str, *shape: int) -> None:
-        tensors[name] = stored(rng, name, str(rng.choice(list(mix))), shape)
+        tensors[name] = make(rng, name, str(rng.choice(list(mix))), shape)
 
     put("token_embd.weight", vocab, hidden)
     put("output_norm.weight", hidden)
@@ -182,13 +197,14 @@ def qwen3(
     vocab: int = 40,
     mix: Sequence[str] = ("q4_1",),
     tied: bool = True,
+    make: Make = stored,
 ) -> Checkpoint:
     """A Qwen3; its heads together are wider than its stream."""
     rng = np.random.default_rng(seed)
     tensors: dict[str, StoredTensor] = {}
 
     def put(name: str, *shape: int) -> None:
-        tensors[name] = stored(rng, name, str(rng.choice(list(mix))), shape)
+        tensors[name] = make(rng, name, str(rng.choice(list(mix))), shape)
 
     put("token_embd.weight", vocab, hidden)
     put("output_norm.weight", hidden)
