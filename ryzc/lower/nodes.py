@@ -5,6 +5,7 @@ The kinds are those that the default pipeline leaves (see :mod:`ryzc.passes.pipe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +22,7 @@ from ryzc.templates.kernels.activations import BLOCK, RECORD_BYTES
 from ryzc.templates.kernels.attention import Attention
 from ryzc.templates.kernels.embedding import Embedding
 from ryzc.templates.kernels.gate import Gate
+from ryzc.templates.kernels.kernel import Kernel
 from ryzc.templates.kernels.linear import Linear
 from ryzc.templates.kernels.linear_f32 import LinearF32
 from ryzc.templates.kernels.norm import Norm
@@ -96,7 +98,7 @@ def _norm_quantize(planner: Planner, node: ir.Node) -> None:
     x, weight = _input(node, 0), _input(node, 1)
     columns, (_, count) = _columns(x), planner.rows_of(x)
     planner.phase(token_local=count == "token_count")
-    kernel = NormQuantize(columns, float(attribute(node, "epsilon")), count)
+    kernel = NormQuantize(columns, float(attribute(node, "epsilon")), count, _unit(node.outputs[0]))
     operands = [planner.use(x), planner.plain(weight), *_quantized(planner, node, x, columns)]
     planner.call(kernel, "norm_quantize", f"norm_quantize_{columns}", operands, node)
 
@@ -106,7 +108,20 @@ def _quantize(planner: Planner, node: ir.Node) -> None:
     columns, (_, count) = _columns(x), planner.rows_of(x)
     planner.phase(token_local=count == "token_count")
     operands = [planner.use(x), *_quantized(planner, node, x, columns)]
-    planner.call(Quantize(columns, count), "quantize", f"quantize_{columns}", operands, node)
+    kernel = Quantize(columns, count, _unit(node.outputs[0]))
+    planner.call(kernel, "quantize", f"quantize_{columns}", operands, node)
+
+
+def _unit(codes: ir.Value) -> int:
+    """The unit of the records beside some codes: what divides the zero points of all weights that meet them."""
+    weights = [value for use in codes.uses() for value in use.node.inputs[2:] if value is not None]
+    found = {formats.get(m.format) for value in weights if _is_weight(value) for m in matrices(value)}
+    return math.gcd(*(fmt.zero for fmt in found if isinstance(fmt, AffineFormat))) or 1
+
+
+def _is_weight(value: ir.Value) -> bool:
+    node = value.producer()
+    return node is not None and (node.op_type == "Concat" or node.op_type.startswith("Dequantize_"))
 
 
 def _quantized(planner: Planner, node: ir.Node, x: ir.Value, columns: int) -> list[Operand]:
@@ -275,7 +290,10 @@ def _multiply(
     """Call a linear kernel; returns the rows of its weight."""
     if x.kernel is Linear and not isinstance(formats.get(packed.format), AffineFormat):
         raise InternalError(f"{node.name}: {packed.format} weights take float activations")
-    kernel = x.kernel(packed.format, packed.rows, packed.columns, epilogue, stride, x.count)
+    if x.kernel is Linear:
+        kernel: Kernel = Linear(packed.format, packed.rows, packed.columns, epilogue, stride, x.count, _unit(x.value))
+    else:
+        kernel = LinearF32(packed.format, packed.rows, packed.columns, epilogue, stride, x.count)
     symbol = f"{x.family}_{packed.format}_{packed.rows}x{packed.columns}_{epilogue}"
     planner.call(kernel, x.family, symbol, [planner.weight(packed, produce), *x.operands, out], node)
     return packed.rows

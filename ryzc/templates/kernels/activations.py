@@ -3,11 +3,13 @@
 ``codes`` is ``int8 [tokens, K]`` in ``-127 .. 127``. ``records`` is ``[tokens, K / 32]`` of 16 bytes:
 
     offset 0   f32   scale: a code counts ``code * scale``
-    offset 4   i32   minus the sum of the block's codes
-    offset 8   i32   minus the sum of its first 16 codes
+    offset 4   i32   minus the sum of the block's codes, times ``unit``
+    offset 8   i32   minus the sum of its first 16 codes, times ``unit``
     offset 12  f32   scale * sum of the block's codes
 
-The sums undo the offset of unsigned weight codes and carry the weights' minima.
+The sums undo the offset of unsigned weight codes and carry the weights' minima. ``unit`` is a power of two
+that divides the zero points of all formats that read the records: where it is the zero point itself, an
+integer sum starts from the record as it is.
 """
 
 from __future__ import annotations
@@ -39,10 +41,10 @@ def quantize(x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDAr
     return codes.reshape(x.shape), scales.astype(np.float32)
 
 
-def records(codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+def records(codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float32], unit: int = 1) -> npt.NDArray[np.uint8]:
     """The records of quantized activations, ``uint8 [T, K/32, 16]``."""
     blocks = codes.reshape(*scales.shape, BLOCK).astype(np.int32)
     sums = blocks.sum(axis=2, dtype=np.int32)
     first = blocks[:, :, :16].sum(axis=2, dtype=np.int32)
-    words = [scales.view(np.int32), -sums, -first, (scales * sums.astype(np.float32)).view(np.int32)]
+    words = [scales.view(np.int32), -sums * unit, -first * unit, (scales * sums.astype(np.float32)).view(np.int32)]
     return np.ascontiguousarray(np.stack(words, axis=2).astype(np.int32)).view(np.uint8)

@@ -11,8 +11,7 @@ every tile size, at every thread count and in every batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,6 +22,7 @@ from llvmlite import ir
 from ryzc import formats
 from ryzc.codegen.isa import Dot, Isa
 from ryzc.codegen.vector import F32, I32, Function, Value, vec
+from ryzc.errors import InternalError
 from ryzc.formats import AffineFormat
 from ryzc.formats.lanes import OPERANDS, STEP, TILE, block_bytes, tile_bytes
 from ryzc.templates.kernels import activations as act
@@ -45,6 +45,7 @@ class Linear(Kernel):
         epilogue: ``store``, ``residual``, ``silu`` or ``gelu_tanh``, see :mod:`.epilogue`.
         out_stride: elements between tokens in ``out`` (and ``residual``).
         count: the context field with the number of tokens: ``token_count`` or ``row_count``.
+        unit: of the records, see :mod:`.activations`.
         schedule: which method multiplies a batch of which size, see :mod:`.schedule`; changes no bit.
     """
 
@@ -54,6 +55,7 @@ class Linear(Kernel):
     epilogue: str
     out_stride: int
     count: str = "token_count"
+    unit: int = 1
     schedule: tuple[str, ...] = ()
 
     operands: ClassVar[tuple[str, ...]] = ("weights", "codes", "records", "out")
@@ -73,9 +75,10 @@ class Linear(Kernel):
         tokens = context_field(fn, self.count)
         sums = fn.stack(F32, PANEL * TILE)
         reader = PackedBlocks(fn, fmt, isa.lanes)
+        token_bytes = self.columns + self.columns // STEP * act.RECORD_BYTES
         for method in schedule.each(fn, tokens, self.schedule or self.default_schedule(isa)):
-            multiply = _Multiply(fn, isa, reader, self.columns, method, codes, records, sums)
-            with work_items(fn, -(-self.rows // TILE), tokens) as (tile, first, last):
+            multiply = _Multiply(fn, isa, reader, self.columns, self.unit, method, codes, records, sums)
+            with work_items(fn, -(-self.rows // TILE), tokens, token_bytes) as (tile, first, last):
                 multiply.run(fn.at(weights, tile * tile_bytes(fmt, self.columns)), first, last)
                 with (
                     fn.loop(first, last) as token,
@@ -113,6 +116,7 @@ class _Multiply:
     isa: Isa
     reader: PackedBlocks
     columns: int
+    unit: int
     method: Method
     codes: Value
     records: Value
@@ -120,24 +124,36 @@ class _Multiply:
 
     def run(self, tile: Value, first: Value, last: Value) -> None:
         """Multiply tokens ``first .. last``."""
-        if self.method.panel:
-            self._by_panels(tile, first, last)
-            return
-        stack = self._scale_stack()
-        with self._register_tiles(first, last) as each:
-            for m, width, rows in each:
-                zeros = [self.fn.const(vec(F32, self.isa.lanes), 0.0)] * (width * len(rows))
-                self._put(m - first, rows, self._direct(tile, m, width, rows, zeros, stack))
+        (self._by_panels if self.method.panel else self._by_steps)(tile, first, last)
 
     # --- weights decoded in registers ---------------------------------------------------------
 
-    def _scale_stack(self) -> Value | None:
-        fmt = self.reader.format
-        return self.fn.stack(F32, 2 * TILE * (fmt.block // fmt.group)) if fmt.block > STEP else None
+    def _by_steps(self, tile: Value, first: Value, last: Value) -> None:
+        """All rows of the tile a step of K, so that a tile is one sequential read."""
+        fn, lanes, fmt = self.fn, self.isa.lanes, self.reader.format
+        stack = fn.stack(F32, 2 * TILE * (fmt.block // fmt.group)) if fmt.block > STEP else None
+        rows = [fn.i64(row) for row in range(0, TILE, lanes)]
+        with token_tiles(fn, first, last, self.method.widths) as tiles:
+            for m, width in tiles:
+                count = width * len(rows)
+                if 2 * count <= self.isa.registers - 8:
+                    zeros = [fn.const(vec(F32, lanes), 0.0)] * count
+                    self._put(m - first, rows, self._stream(tile, m, width, rows, stack, zeros, None))
+                else:
+                    self._clear(m - first, width)
+                    self._stream(tile, m, width, rows, stack, [], self._sums_of(m - first))
 
-    def _direct(
-        self, tile: Value, m: Value, width: int, rows: list[Value], sums: list[Value], stack: Value | None
+    def _stream(
+        self,
+        tile: Value,
+        m: Value,
+        width: int,
+        rows: list[Value],
+        stack: Value | None,
+        sums: list[Value],
+        memory: Value | None,
     ) -> list[Value]:
+        """Add the whole of K to ``sums`` ``[token][row vector]``, which are kept in ``memory`` where they are many."""
         fn, reader, fmt = self.fn, self.reader, self.reader.format
         with fn.loop(0, self.columns // fmt.block, 1, sums) as blocks:
             block = fn.at(tile, blocks.index * block_bytes(fmt))
@@ -145,8 +161,8 @@ class _Multiply:
             k0 = blocks.index * reader.steps
             if stack is None:
                 self._prefetch(block, block_bytes(fmt))
-                step = _Step(k0, lambda j, v: reader.operand(step0, j, rows[v]), [reader.scales(block, r) for r in rows])
-                blocks.values = self._add(step, m, width, blocks.values)
+                scales = [reader.scales(block, row) for row in rows]
+                blocks.values = self._some_rows(step0, k0, m, width, rows, scales, blocks.values, memory)
             else:
                 self._prefetch(block, reader.header_bytes)
                 stack_scales(reader, block, rows, stack)
@@ -158,10 +174,35 @@ class _Multiply:
                         [stacked_scales(reader, stack, half + h, v, len(rows)) for h in range(reader.halves)]
                         for v in range(len(rows))
                     ]
-                    step = _Step(k0 + steps.index, lambda j, v, at=at: reader.operand(at, j, rows[v]), scales)
-                    steps.values = self._add(step, m, width, steps.values)
+                    k = k0 + steps.index
+                    steps.values = self._some_rows(at, k, m, width, rows, scales, steps.values, memory)
                 blocks.values = steps.results
         return blocks.results
+
+    def _some_rows(
+        self,
+        at: Value,
+        k: Value,
+        m: Value,
+        width: int,
+        rows: list[Value],
+        scales: list[list[Scales]],
+        sums: list[Value],
+        memory: Value | None,
+    ) -> list[Value]:
+        """Add a step to all rows, as many vectors at a time as the method says."""
+        out = list(sums)
+        for first in range(0, len(rows), self.method.vectors):
+            part = slice(first, first + self.method.vectors)
+            some = rows[part]
+            step = _Step(k, lambda j, v, some=some: self.reader.operand(at, j, some[v]), scales[part])
+            places = [t * len(rows) + first + v for t in range(width) for v in range(len(some))]
+            if memory is None:
+                for i, value in zip(places, self._add(step, m, width, [out[i] for i in places]), strict=True):
+                    out[i] = value
+            else:
+                self._put_at(memory, some, self._add(step, m, width, lambda i, some=some: self._load(memory, some, i)))
+        return out
 
     def _prefetch(self, at: Value, size: int) -> None:
         if self.method.prefetch:
@@ -171,67 +212,63 @@ class _Multiply:
     # --- weights taken apart in L1 ------------------------------------------------------------
 
     def _by_panels(self, tile: Value, first: Value, last: Value) -> None:
-        fn, fmt, steps = self.fn, self.reader.format, self.reader.steps
-        panel = Panel.on_stack(fn, self.reader)
-        self._clear(last - first)
+        fn, fmt, steps, lanes = self.fn, self.reader.format, self.reader.steps, self.isa.lanes
+        panel = Panel.on_stack(fn, self.reader, self.columns)
+        self._clear(fn.i64(0), last - first)
         blocks = self.columns // fmt.block
         with fn.loop(0, blocks, panel.blocks) as stretch:
             count = fn.below(fn.i64(blocks) - stretch.index, panel.blocks)
-            panel.unpack(fn.at(tile, stretch.index * block_bytes(fmt)), count)
-            with self._register_tiles(first, last) as each:
-                for m, width, rows in each:
-                    with fn.loop(0, count * steps, 1, self._get(m - first, width, rows)) as step:
-                        at = panel.step(step.index)
-                        now = _Step(
-                            stretch.index * steps + step.index,
-                            lambda j, v, at=at, rows=rows: panel.operand(at, j, rows[v]),
-                            [panel.scales(at, row) for row in rows],
-                        )
-                        step.values = self._add(now, m, width, step.values)
-                    self._put(m - first, rows, step.results)
+            panel.unpack(fn.at(tile, stretch.index * block_bytes(fmt)), count, self.method.prefetch)
+            with (
+                token_tiles(fn, first, last, self.method.widths) as tiles,
+            ):
+                for m, width in tiles:
+                    with fn.loop(0, TILE, self.method.vectors * lanes) as row:
+                        rows = [row.index + v * lanes for v in range(self.method.vectors)]
+                        memory = self._sums_of(m - first)
+                        sums = [self._load(memory, rows, i) for i in range(width * len(rows))]
+                        with fn.loop(0, count * steps, 1, sums) as step:
+                            at = panel.step(step.index)
+                            now = _Step(
+                                stretch.index * steps + step.index,
+                                lambda j, v, at=at, rows=rows: panel.operand(at, j, rows[v]),
+                                [panel.scales(at, row) for row in rows],
+                            )
+                            step.values = self._add(now, m, width, step.values)
+                        self._put_at(memory, rows, step.results)
 
     # --- both ---------------------------------------------------------------------------------
 
-    @contextmanager
-    def _register_tiles(self, first: Value, last: Value) -> Iterator[Iterator[tuple[Value, int, list[Value]]]]:
-        """Cover the tokens and the tile's rows: yields ``first token, tokens, first rows of the vectors``."""
-        fn, lanes, vectors = self.fn, self.isa.lanes, self.method.vectors
-
-        def emit() -> Iterator[tuple[Value, int, list[Value]]]:
-            with token_tiles(fn, first, last, self.method.widths) as tiles:
-                for m, width in tiles:
-                    with fn.loop(0, TILE, vectors * lanes) as row:
-                        yield m, width, [row.index + v * lanes for v in range(vectors)]
-
-        yield emit()
-
-    def _clear(self, tokens: Value) -> None:
-        with self.fn.loop(0, tokens * TILE, self.isa.lanes) as i:
-            self.fn.store(self.fn.const(vec(F32, self.isa.lanes), 0.0), self.sums, i.index << 2, align=4 * self.isa.lanes)
-
-    def _get(self, token: Value, width: int, rows: list[Value]) -> list[Value]:
+    def _clear(self, token: Value, width: Value | int) -> None:
         fn, lanes = self.fn, self.isa.lanes
-        return [
-            fn.load(vec(F32, lanes), self.sums, token * (4 * TILE), t * 4 * TILE, row << 2, align=4 * lanes)
-            for t in range(width)
-            for row in rows
-        ]
+        with fn.loop(token * TILE, (token + width) * TILE, lanes) as i:
+            fn.store(fn.const(vec(F32, lanes), 0.0), self.sums, i.index << 2, align=4 * lanes)
 
-    def _put(self, token: Value, rows: list[Value], values: list[Value]) -> None:
+    def _sums_of(self, token: Value) -> Value:
+        return self.fn.at(self.sums, token * (4 * TILE))
+
+    def _load(self, sums: Value, rows: list[Value], i: int) -> Value:
+        """The ``i``-th of the sums ``[token][row vector]``."""
+        t, v = divmod(i, len(rows))
+        return self.fn.load(vec(F32, self.isa.lanes), sums, rows[v] << 2, t * 4 * TILE, align=4 * self.isa.lanes)
+
+    def _put_at(self, sums: Value, rows: list[Value], values: list[Value]) -> None:
         for i, value in enumerate(values):
             t, v = divmod(i, len(rows))
-            at = (token * (4 * TILE), t * 4 * TILE, rows[v] << 2)
-            self.fn.store(value, self.sums, *at, align=4 * self.isa.lanes)
+            self.fn.store(value, sums, rows[v] << 2, t * 4 * TILE, align=4 * self.isa.lanes)
 
-    def _add(self, step: _Step, m: Value, width: int, sums: list[Value]) -> list[Value]:
-        """Add a step to the sums ``[token][row vector]`` of ``width`` tokens from ``m`` on."""
+    def _put(self, token: Value, rows: list[Value], values: list[Value]) -> None:
+        self._put_at(self._sums_of(token), rows, values)
+
+    def _add(self, step: _Step, m: Value, width: int, sums: Sequence[Value] | Callable[[int], Value]) -> list[Value]:
+        """The sums ``[token][row vector]`` of ``width`` tokens from ``m`` on, with a step added."""
         fn, isa, lanes, halves = self.fn, self.isa, self.isa.lanes, self.reader.halves
         count = len(step.scales)
         x = fn.at(self.codes, m * self.columns, step.k * STEP)
         record_stride = self.columns // STEP * act.RECORD_BYTES
         record0 = fn.at(self.records, m * record_stride, step.k * act.RECORD_BYTES)
         records = [fn.at(record0, t * record_stride) for t in range(width)]
-        out = list(sums)
+        out: list[Value | None] = [None if callable(sums) else sums[i] for i in range(width * count)]
         for half in range(halves):
             start = [self._start(record, half) for record in records]
             dots = [Dot(start[t]) for t in range(width) for _ in range(count)]
@@ -246,9 +283,11 @@ class _Multiply:
                 x_scale = fn.load(F32, record, act.SCALE, align=4).splat(lanes)
                 for v in range(count):
                     i, s = t * count + v, step.scales[v][half]
-                    out[i] = fn.fma(isa.total(dots[i]).to_float(), s.scale * x_scale, out[i])
+                    before = out[i] if not callable(sums) or half else sums(i)
+                    total = fn.fma(isa.total(dots[i]).to_float(), s.scale * x_scale, before)
                     if s.minimum is not None:
-                        out[i] = fn.fma(s.minimum, self._scaled_sum(record, half), out[i])
+                        total = fn.fma(s.minimum, self._scaled_sum(record, half), total)
+                    out[i] = total
         return out
 
     @property
@@ -256,6 +295,8 @@ class _Multiply:
         return (1 << sum(self.reader.format.planes)) - 1
 
     def _minus_sum(self, record: Value, half: int) -> Value:
+        """Minus ``unit`` times the sum of the codes of a step, or of one of its halves."""
+
         def load(offset: int) -> Value:
             return self.fn.load(I32, record, offset, align=4)
 
@@ -269,13 +310,16 @@ class _Multiply:
         zero = self.reader.format.zero - (128 if self._top == 255 and self.isa.signed_bytes else 0)
         if zero == 0:
             return self.fn.const(vec(I32, lanes), 0)
-        return self._minus_sum(record, half).splat(lanes) * zero
+        if zero % self.unit:
+            raise InternalError(f"records in units of {self.unit} do not fit {self.reader.format.name}")
+        start = self._minus_sum(record, half).splat(lanes)
+        return start if zero == self.unit else start * (zero // self.unit)
 
     def _scaled_sum(self, record: Value, half: int) -> Value:
         fn, lanes = self.fn, self.isa.lanes
         if self.reader.halves == 1:
             return fn.load(F32, record, act.SCALED_SUM, align=4).splat(lanes)
-        total = (-self._minus_sum(record, half)).to_float()
+        total = (-self._minus_sum(record, half)).to_float() * (1 / self.unit)
         return (fn.load(F32, record, act.SCALE, align=4) * total).splat(lanes)
 
 

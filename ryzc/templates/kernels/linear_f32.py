@@ -52,7 +52,7 @@ class LinearF32(Kernel):
         tiles = -(-self.rows // TILE)
         widths = (2, 1) if isa.registers == 32 else (1,)
         with (
-            work_items(fn, tiles, context_field(fn, self.count)) as (tile, first, last),
+            work_items(fn, tiles, context_field(fn, self.count), 4 * self.columns) as (tile, first, last),
             token_tiles(fn, first, last, widths) as tile_of,
         ):
             base = fn.at(weights, tile * tile_bytes(fmt, self.columns))

@@ -16,11 +16,12 @@ from ryzc.templates.kernels.quantize_row import quantize_block
 
 @dataclass(frozen=True)
 class NormQuantize(Kernel):
-    """Parameters: ``columns`` K (a multiple of 32), ``epsilon``, and the field that counts tokens."""
+    """Parameters: ``columns`` K (a multiple of 32), ``epsilon``, the field that counts tokens, the records' ``unit``."""
 
     columns: int
     epsilon: float
     count: str = "token_count"
+    unit: int = 1
 
     operands: ClassVar[tuple[str, ...]] = ("x", "weight", "codes", "records")
 
@@ -39,7 +40,7 @@ class NormQuantize(Kernel):
                 at = blocks.index * (4 * act.BLOCK)
                 first, second = (rms.normed(fn, x, weight, at + 4 * rms.LANES * i, scale) for i in range(2))
                 record = fn.at(records, blocks.index * act.RECORD_BYTES)
-                quantize_block(fn, first, second, fn.at(codes, blocks.index * act.BLOCK), record)
+                quantize_block(fn, first, second, fn.at(codes, blocks.index * act.BLOCK), record, self.unit)
         fn.finish()
 
 

@@ -17,16 +17,17 @@ from ryzc.formats.lanes import OPERANDS, STEP, TILE, block_bytes
 from ryzc.templates.kernels.weights import PackedBlocks, Scales
 
 STRETCH = 256
-"""Elements of K: with its scales and the sums of 64 tokens a stretch fits into 32 KiB of L1."""
+"""About so many elements of K: with its scales and the sums of all tokens a stretch stays in 32 KiB of L1."""
 _ROW = 4 * TILE
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Unpacks blocks of a tile into ``scratch``, and reads them back by row vectors."""
+    """Unpacks up to ``blocks`` blocks of a tile into ``scratch``, and reads them back by row vectors."""
 
     reader: PackedBlocks
     scratch: Value
+    blocks: int
 
     @staticmethod
     def step_bytes_of(fmt: AffineFormat) -> int:
@@ -34,25 +35,27 @@ class Panel:
         return _ROW * (OPERANDS + STEP // fmt.group * (1 + (fmt.min_sign != 0)))
 
     @classmethod
-    def on_stack(cls, fn: Function, reader: PackedBlocks) -> Panel:
-        """A panel with memory of its own."""
-        return cls(reader, fn.stack(F32, STRETCH // STEP * cls.step_bytes_of(reader.format) // 4))
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of the format in a stretch."""
-        return STRETCH // self.reader.format.block
+    def on_stack(cls, fn: Function, reader: PackedBlocks, columns: int) -> Panel:
+        """A panel with memory of its own, for stretches of K that are as equal as its blocks allow."""
+        blocks = columns // reader.format.block
+        stretches = max(1, round(columns / STRETCH))
+        longest = -(-blocks // stretches)
+        memory = fn.stack(F32, longest * reader.steps * cls.step_bytes_of(reader.format) // 4)
+        return cls(reader, memory, longest)
 
     @property
     def _step_bytes(self) -> int:
         return self.step_bytes_of(self.reader.format)
 
-    def unpack(self, first: Value, blocks: Value) -> None:
-        """Take apart ``blocks`` blocks from the packed block at ``first`` on."""
+    def unpack(self, first: Value, blocks: Value, prefetch: int) -> None:
+        """Take apart ``blocks`` blocks from the packed block at ``first`` on, asking for bytes ``prefetch`` ahead."""
         reader, fn = self.reader, self.reader.fn
-        steps = reader.steps
+        steps, size = reader.steps, block_bytes(reader.format)
+        if prefetch:
+            with fn.loop(0, blocks * size, 64) as line:
+                fn.prefetch(first, line.index, prefetch)
         with fn.loop(0, blocks) as block, fn.loop(0, TILE, reader.lanes) as row:
-            packed = fn.at(first, block.index * block_bytes(reader.format))
+            packed = fn.at(first, block.index * size)
             scales = reader.scales(packed, row.index)
             for step in range(steps):
                 to = fn.at(self.scratch, (block.index * steps + step) * self._step_bytes, row.index << 2)

@@ -18,10 +18,11 @@ reference = act.quantize
 
 @dataclass(frozen=True)
 class Quantize(Kernel):
-    """Parameters: ``columns`` K (a multiple of 32) and the field that counts tokens."""
+    """Parameters: ``columns`` K (a multiple of 32), the field that counts tokens, and the ``unit`` of the records."""
 
     columns: int
     count: str = "token_count"
+    unit: int = 1
 
     operands: ClassVar[tuple[str, ...]] = ("x", "codes", "records")
 
@@ -39,7 +40,7 @@ class Quantize(Kernel):
                 at = blocks.index * (4 * act.BLOCK)
                 first, second = (fn.load(row, x, at, 4 * LANES * i, align=4) for i in range(2))
                 record = fn.at(records, blocks.index * act.RECORD_BYTES)
-                quantize_block(fn, first, second, fn.at(codes, blocks.index * act.BLOCK), record)
+                quantize_block(fn, first, second, fn.at(codes, blocks.index * act.BLOCK), record, self.unit)
         fn.finish()
 
 

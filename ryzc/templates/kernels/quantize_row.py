@@ -8,7 +8,7 @@ from ryzc.templates.kernels import activations as act
 LANES = 16
 
 
-def quantize_block(fn: Function, first: Value, second: Value, codes: Value, record: Value) -> None:
+def quantize_block(fn: Function, first: Value, second: Value, codes: Value, record: Value, unit: int) -> None:
     """Write the codes and the record of 32 elements, given as two vectors of 16."""
     amax = first.abs().maximum(second.abs()).max()
     counts = amax.compare(">=", act.TINY)
@@ -21,6 +21,6 @@ def quantize_block(fn: Function, first: Value, second: Value, codes: Value, reco
         sums.append(code.sum())
     total = sums[0] + sums[1]
     fn.store(scale, record, act.SCALE, align=4)
-    fn.store(-total, record, act.MINUS_SUM, align=4)
-    fn.store(-sums[0], record, act.MINUS_FIRST, align=4)
+    fn.store(-total * unit, record, act.MINUS_SUM, align=4)
+    fn.store(-sums[0] * unit, record, act.MINUS_FIRST, align=4)
     fn.store(scale * total.to_float(), record, act.SCALED_SUM, align=4)

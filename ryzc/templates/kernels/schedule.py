@@ -42,7 +42,7 @@ class Method:
     @property
     def widths(self) -> tuple[int, ...]:
         """Tile widths that cover any number of tokens, widest first."""
-        return (self.tokens, *(width for width in (4, 2, 1) if width < self.tokens))
+        return (self.tokens, *(width for width in (8, 4, 2, 1) if width < self.tokens))
 
 
 def method(name: str) -> Method:
@@ -60,15 +60,15 @@ def method(name: str) -> Method:
 def default(isa: Isa) -> tuple[str, ...]:
     """The schedule of a linear layer that nobody tuned."""
     if isa.registers == 32:
-        return ("1:direct-1x2", "16:direct-8x1", "512:panel-6x2")
+        return ("1:direct-1x2", "10:direct-8x2", "24:direct-12x2", "512:panel-6x2")
     return ("1:direct-1x4", "12:direct-4x1", "512:panel-4x2")
 
 
 def methods(isa: Isa) -> tuple[str, ...]:
     """The ways of multiplying that are worth a try on an instruction set."""
     if isa.registers == 32:
-        plain = ("direct-1x2", "direct-4x2", "direct-6x2", "direct-8x1", "direct-12x1", "panel-6x2", "panel-8x1")
-        return (*plain, "direct-1x2-p1024", "direct-1x2-p2048", "direct-1x2-p4096", "direct-8x1-p2048")
+        plain = ("direct-1x2", "direct-4x2", "direct-6x2", "direct-8x2", "direct-12x2", "panel-6x2")
+        return (*plain, *(f"{name}-p2048" for name in plain))
     return ("direct-1x4", "direct-2x2", "direct-4x1", "panel-4x2", "panel-3x2", "direct-1x4-p2048")
 
 

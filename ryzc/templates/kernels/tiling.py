@@ -8,22 +8,37 @@ from contextlib import contextmanager
 from ryzc.codegen.vector import Function, Value
 from ryzc.templates.kernels.kernel import share
 
-PANEL = 64
+PANEL = 96
 """Tokens of a work item: a tile's weights stay in L1 while they meet a panel."""
+RESIDENT = 768 << 10
+"""Bytes of activations that should stay in an L2 cache while all tiles of weights pass by."""
+
+
+def span(token_bytes: int) -> int:
+    """Tokens, in whole panels, that meet all tiles of weights before the next tokens do.
+
+    The more there are, the fewer times weights are read from memory; but activations that do not stay in the
+    L2 cache are themselves read anew for every tile.
+    """
+    return max(1, RESIDENT // (token_bytes * PANEL)) * PANEL
 
 
 @contextmanager
-def work_items(fn: Function, tiles: int, tokens: Value) -> Iterator[tuple[Value, Value, Value]]:
+def work_items(fn: Function, tiles: int, tokens: Value, token_bytes: int) -> Iterator[tuple[Value, Value, Value]]:
     """Loop over this thread's (weight tile, panel of tokens); yields ``tile, first token, last token``.
 
-    Items run through the panels of a tile before the next tile, so weights are read once from memory.
+    Within a span of tokens items run through the panels of a tile before the next tile, so that weights are read
+    once a span. ``token_bytes`` is the size of a token's activations.
     """
-    panels = (tokens + (PANEL - 1)) // PANEL
-    start, stop = share(fn, panels * tiles)
-    with fn.loop(start, stop) as items:
-        tile = items.index // panels
-        first = (items.index % panels) * PANEL
-        yield tile, first, fn.below(first + PANEL, tokens)
+    size = span(token_bytes)
+    spans = (tokens + (size - 1)) // size
+    with fn.loop(0, spans) as outer:
+        start = outer.index * size
+        stop = fn.below(start + size, tokens)
+        panels = (stop - start + (PANEL - 1)) // PANEL
+        with fn.loop(*share(fn, panels * tiles)) as items:
+            first = start + (items.index % panels) * PANEL
+            yield items.index // panels, first, fn.below(first + PANEL, stop)
 
 
 @contextmanager
