@@ -11,8 +11,9 @@ every tile size, at every thread count and in every batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -195,14 +196,18 @@ class _Multiply:
         for first in range(0, len(rows), self.method.vectors):
             part = slice(first, first + self.method.vectors)
             some = rows[part]
-            step = _Step(k, lambda j, v, some=some: self.reader.operand(at, j, some[v]), scales[part])
+            step = _Step(k, partial(self._packed_operand, at, some), scales[part])
             places = [t * len(rows) + first + v for t in range(width) for v in range(len(some))]
             if memory is None:
-                for i, value in zip(places, self._add(step, m, width, [out[i] for i in places]), strict=True):
+                added = self._add(step, m, width, [sums[i] for i in places].__getitem__)
+                for i, value in zip(places, added, strict=True):
                     out[i] = value
             else:
-                self._put_at(memory, some, self._add(step, m, width, lambda i, some=some: self._load(memory, some, i)))
+                self._put_at(memory, some, self._add(step, m, width, partial(self._load, memory, some)))
         return out
+
+    def _packed_operand(self, at: Value, rows: list[Value], j: int, v: int) -> Value:
+        return self.reader.operand(at, j, rows[v])
 
     def _prefetch(self, at: Value, size: int) -> None:
         if self.method.prefetch:
@@ -231,11 +236,14 @@ class _Multiply:
                             at = panel.step(step.index)
                             now = _Step(
                                 stretch.index * steps + step.index,
-                                lambda j, v, at=at, rows=rows: panel.operand(at, j, rows[v]),
+                                partial(self._panel_operand, panel, at, rows),
                                 [panel.scales(at, row) for row in rows],
                             )
-                            step.values = self._add(now, m, width, step.values)
+                            step.values = self._add(now, m, width, step.values.__getitem__)
                         self._put_at(memory, rows, step.results)
+
+    def _panel_operand(self, panel: Panel, at: Value, rows: list[Value], j: int, v: int) -> Value:
+        return panel.operand(at, j, rows[v])
 
     # --- both ---------------------------------------------------------------------------------
 
@@ -260,15 +268,15 @@ class _Multiply:
     def _put(self, token: Value, rows: list[Value], values: list[Value]) -> None:
         self._put_at(self._sums_of(token), rows, values)
 
-    def _add(self, step: _Step, m: Value, width: int, sums: Sequence[Value] | Callable[[int], Value]) -> list[Value]:
-        """The sums ``[token][row vector]`` of ``width`` tokens from ``m`` on, with a step added."""
+    def _add(self, step: _Step, m: Value, width: int, before: Callable[[int], Value]) -> list[Value]:
+        """The sums ``[token][row vector]`` of ``width`` tokens from ``m`` on: those ``before``, with a step added."""
         fn, isa, lanes, halves = self.fn, self.isa, self.isa.lanes, self.reader.halves
         count = len(step.scales)
         x = fn.at(self.codes, m * self.columns, step.k * STEP)
         record_stride = self.columns // STEP * act.RECORD_BYTES
         record0 = fn.at(self.records, m * record_stride, step.k * act.RECORD_BYTES)
         records = [fn.at(record0, t * record_stride) for t in range(width)]
-        out: list[Value | None] = [None if callable(sums) else sums[i] for i in range(width * count)]
+        out: dict[int, Value] = {}
         for half in range(halves):
             start = [self._start(record, half) for record in records]
             dots = [Dot(start[t]) for t in range(width) for _ in range(count)]
@@ -283,12 +291,12 @@ class _Multiply:
                 x_scale = fn.load(F32, record, act.SCALE, align=4).splat(lanes)
                 for v in range(count):
                     i, s = t * count + v, step.scales[v][half]
-                    before = out[i] if not callable(sums) or half else sums(i)
-                    total = fn.fma(isa.total(dots[i]).to_float(), s.scale * x_scale, before)
+                    total = out[i] if half else before(i)
+                    total = fn.fma(isa.total(dots[i]).to_float(), s.scale * x_scale, total)
                     if s.minimum is not None:
                         total = fn.fma(s.minimum, self._scaled_sum(record, half), total)
                     out[i] = total
-        return out
+        return [out[i] for i in range(width * count)]
 
     @property
     def _top(self) -> int:

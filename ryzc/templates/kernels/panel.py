@@ -16,8 +16,8 @@ from ryzc.formats import AffineFormat
 from ryzc.formats.lanes import OPERANDS, STEP, TILE, block_bytes
 from ryzc.templates.kernels.weights import PackedBlocks, Scales
 
-STRETCH = 256
-"""About so many elements of K: with its scales and the sums of all tokens a stretch stays in 32 KiB of L1."""
+STRETCH = 600
+"""About so many elements of K: with its scales a stretch takes some 25 KiB, read in order, from L1 or a near L2."""
 _ROW = 4 * TILE
 
 
