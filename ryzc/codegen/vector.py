@@ -286,9 +286,12 @@ class Function:
         where = self.at(pointer, *offsets)
         self.call(f"llvm.masked.store.{_suffix(value.type)}.p0", ir.VoidType(), value, where, self.const(I32, 1), mask)
 
-    def prefetch(self, pointer: Value, *offsets: Value | int) -> None:
-        """Ask for the cache line at a pointer plus byte offsets, which need not be readable memory."""
-        flags = [self.const(I32, flag) for flag in (0, 3, 1)]  # to read, into every cache, data
+    def prefetch(self, pointer: Value, *offsets: Value | int, level: int = 1) -> None:
+        """Ask for the cache line at a pointer plus byte offsets, which need not be readable memory.
+
+        ``level`` is the nearest cache it shall reach: 1, or 2 for what is not needed at once.
+        """
+        flags = [self.const(I32, flag) for flag in (0, 4 - level, 1)]  # to read, locality, data
         self.call("llvm.prefetch.p0", ir.VoidType(), self.at(pointer, *offsets), *flags)
 
     def stack(self, type_: ir.Type, count: int) -> Value:

@@ -20,6 +20,7 @@ from ryzc.lower.planner import Handler, Planner, attribute, kv_spec, logits_stri
 from ryzc.lower.weights import Matrix, Produce, by_format, matrices, pack_gated, pack_rows, packed_bytes
 from ryzc.templates.kernels.activations import BLOCK, RECORD_BYTES
 from ryzc.templates.kernels.attention import Attention
+from ryzc.templates.kernels.attention_rows import MOST
 from ryzc.templates.kernels.embedding import Embedding
 from ryzc.templates.kernels.gate import Gate
 from ryzc.templates.kernels.kernel import Kernel
@@ -362,21 +363,11 @@ def _paged_attention(planner: Planner, node: ir.Node) -> None:
         dtype=dtype,
         scale=float(attribute(node, "scale")),
         window=window,
-        group=_head_group(heads // kv_heads, kv_heads),
+        group=max(g for g in range(1, MOST + 1) if heads // kv_heads % g == 0),
     )
     symbol = f"attention_window{window}" if window else "attention"
     planner.call(kernel, "attention", symbol, [planner.use(q), _cache(planner, source), planner.operand(out)], node)
     planner.define(node.outputs[0], out)
-
-
-def _head_group(per_kv: int, kv_heads: int) -> int:
-    """Query heads that one work item takes together.
-
-    Together they share every load of K and V; apart they spread over threads. Up to four fit the
-    registers, and a model with a single KV head keeps at least two items a token.
-    """
-    largest = 4 if kv_heads > 1 else max(1, min(4, per_kv // 2))
-    return max(g for g in range(1, largest + 1) if per_kv % g == 0)
 
 
 def _page(planner: Planner, pages: ir.Value) -> tuple[int, str]:

@@ -66,6 +66,7 @@ SHAPES = [
     Shape(8, 2, 128, dtype="f32", window=32),
     Shape(1, 1, 16, window=70),
     Shape(8, 1, 48, group=8),
+    Shape(7, 1, 32, window=20, group=7),
     Shape(2, 1, 112, dtype="f32", window=64),
 ]
 
@@ -207,6 +208,45 @@ def test_instruction_sets_agree_in_every_bit(shape: Shape) -> None:
 
 
 @for_every_isa
+@examples
+@given(
+    st.sampled_from(SHAPES),
+    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 99), st.integers(1, 40)), min_size=1, max_size=4),
+    threads,
+    seeds,
+)
+def test_runs_of_tokens_go_together_without_changing_a_bit(
+    target: str, shape: Shape, runs: list[tuple[int, int, int]], workers: int, seed: int
+) -> None:
+    """Runs of consecutive tokens, as in prompts, wherever they start and break off, against tokens alone."""
+    rng = np.random.default_rng(seed)
+    cache = filled(shape, 2, 100, rng)
+    rows = [(s, p) for s, start, length in runs for p in range(start, min(start + length, 100))]
+    sequences, positions = np.array(rows).T
+    q = rng.normal(size=(len(rows), shape.heads, shape.head_dim)).astype(np.float32)
+    found = attend(target, shape, cache, q, sequences, positions, workers)
+    for i in range(len(rows)):
+        one = slice(i, i + 1)
+        assert same_bits(attend(target, shape, cache, q[one], sequences[one], positions[one]), found[one]), rows[i]
+
+
+@for_every_isa
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_token_beside_later_ones_sees_nothing_of_them(target: str, shape: Shape) -> None:
+    """They share a run and its loads; keys and values of a later token that are no numbers stay its own."""
+    rng = np.random.default_rng(4)
+    cache = filled(shape, 1, 48, rng)
+    q = rng.normal(size=(48, shape.heads, shape.head_dim)).astype(np.float32)
+    positions, zeros = np.arange(48), np.zeros(48, np.int64)
+    whole = attend(target, shape, cache, q, zeros, positions)
+    for later in (1, 13, 31, 32, 46):
+        kept = np.stack([zeros, positions], axis=1)[:later]
+        cache.poison(kept, 0xFF)
+        assert same_bits(attend(target, shape, cache, q, zeros, positions)[:later], whole[:later])
+        cache = filled(shape, 1, 48, np.random.default_rng(4))
+
+
+@for_every_isa
 @pytest.mark.parametrize("shape", [SHAPES[2], SHAPES[3]])
 @settings(examples, max_examples=8)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), threads, seeds)
@@ -285,3 +325,5 @@ def test_other_shapes_are_refused() -> None:
         Shape(1, 1, 24).kernel(1 << 12)
     with pytest.raises(UnsupportedError, match="heads is 9"):
         Shape(9, 3, 64, group=2).kernel(1 << 16)
+    with pytest.raises(UnsupportedError, match="a group of 16 heads"):
+        Shape(16, 1, 64, group=16).kernel(1 << 16)

@@ -48,9 +48,11 @@ def apply(target: str, function: str, x: npt.NDArray[np.float32], lanes: int = 1
 
 
 def samples(low: float, high: float) -> npt.NDArray[np.float32]:
-    """Evenly and at random, and both sides of every half integer multiple of ln 2 (where exp's range splits)."""
+    """Evenly and at random, and both sides of every half integer and half integer
+    multiple of ln 2 (where exp2's and exp's ranges split)."""
     rng = np.random.default_rng(5)
-    edges = (np.arange(math.ceil(low / math.log(2)), high / math.log(2)) + 0.5) * math.log(2)
+    halves = np.arange(math.ceil(low / math.log(2)), high / math.log(2)) + 0.5
+    edges = np.concatenate([halves, halves * math.log(2)])
     near = edges.astype(np.float32)[:, None] + np.array([-1e-5, 0, 1e-5], np.float32)
     small = 2.0 ** rng.uniform(-40, 0, 1000) * rng.choice([-1, 1], 1000)
     parts = [np.linspace(low, high, 20001), rng.uniform(low, high, 20000), near.ravel(), small, [low, high, 0.0, -0.0]]
@@ -73,6 +75,18 @@ def test_exp(target: str) -> None:
     x = samples(-87, 88)
     expected = np.exp(x.astype(np.float64))
     close(apply(target, "exp", x), expected, 2e-7 * expected)
+
+
+@for_every_isa
+def test_exp2(target: str) -> None:
+    """Of what is not positive, as differences from a maximum are; the maximum itself counts exactly one."""
+    x = samples(-125, 0)
+    expected = np.exp2(x.astype(np.float64))
+    found = apply(target, "exp2", x)
+    close(found, expected, 2e-7 * expected)
+    assert (found[x == 0] == 1).all()
+    low = np.array([-125, -125.5, -1e30, -np.inf] * 4, np.float32)
+    assert (apply(target, "exp2", low) == 2.0**-125).all()
 
 
 @for_every_isa
@@ -110,9 +124,9 @@ def test_gelu_tanh(target: str) -> None:
 
 
 @for_every_isa
-@pytest.mark.parametrize("function", ["exp", "sigmoid", "silu", "gelu_tanh"])
+@pytest.mark.parametrize("function", ["exp", "exp2", "sigmoid", "silu", "gelu_tanh"])
 def test_results_do_not_depend_on_the_vector_width(target: str, function: str) -> None:
-    x = samples(-90, 90)
+    x = samples(-90, 0 if function == "exp2" else 90)
     wide = apply(target, function, x)
     for lanes in (1, 8):
         assert same_bits(apply(target, function, x, lanes), wide)

@@ -84,3 +84,8 @@ def share(fn: Function, items: Value | int) -> tuple[Value, Value]:
     total = items if isinstance(items, Value) else fn.i64(items)
     thread, threads = fn.args["thread"], fn.args["threads"]
     return (total * thread) // threads, (total * (thread + 1)) // threads
+
+
+def mine(fn: Function, item: Value) -> Value:
+    """Whether a work item is this thread's, where threads take items in turn."""
+    return (item % fn.args["threads"]).compare("==", fn.args["thread"])
