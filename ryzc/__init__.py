@@ -55,7 +55,7 @@ def build(
     return build(source, output, targets=targets, activations=activations, **options)
 
 
-def load(bundle: str | Path, *, context: int | None = None, threads: int | None = None, weights: str = "copy") -> Model:
+def load(bundle: str | Path, *, context: int | None = None, threads: int | None = None, weights: str = "auto") -> Model:
     """Load a bundle; the arguments are those of :func:`ryzc.runtime.engine.load`.
 
     Raises:

@@ -1,9 +1,10 @@
 """The step ABI: the one struct that the runtime hands to native code.
 
-``step(context*)`` runs a whole batch through the model on all threads; ``worker(context*, id)`` is
-the body of thread ``id >= 1`` and returns after ``stop(context*)``. Threads meet in the first five
-cache lines; the rest is written by the runtime before a step and only read by native code. Nothing
-in a step allocates, calls libm or calls back.
+``step(context*)`` runs a whole batch through the model on ``threads`` threads, which may be fewer than
+there are; ``worker(context*, id)`` is the body of thread ``id >= 1`` and returns after
+``stop(context*)``. Threads meet in the first five cache lines and in ``group_arrived``; the rest is
+written by the runtime before a step and only read by native code. Nothing in a step allocates, calls
+libm or calls back.
 
 A batch is ``token_count`` tokens. Token ``i`` has id ``tokens[i]`` and sits at ``positions[i]`` of
 sequence ``sequences[i]``; its keys and values go to slot ``position % page_tokens`` of page
@@ -16,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Changes whenever the struct, the entry points or their meaning change."""
 
 
@@ -37,16 +38,21 @@ class Field:
     doc: str
 
 
+MAX_GROUPS: Final = 32
+"""Groups that a barrier has lines for; ``threads`` may be at most so many times ``group``."""
+_GROUP_LINES: Final = 512
+
+
 def _layout() -> tuple[Field, ...]:
     lines = [  # one cache line each: written by several threads
-        ("job", "i32", "counts steps; workers wait for a change"),
-        ("arrived", "i32", "threads that reached the current barrier"),
+        ("job", "i64", "low half: counts steps, workers wait for a change; high half: threads that run this one"),
+        ("arrived", "i32", "groups (threads, where there is one group) that are complete at the current barrier"),
         ("generation", "i32", "counts barriers; waiters spin on it"),
         ("sleepers", "i32", "workers in a futex wait on `job`"),
         ("stopping", "i32", "non-zero: workers return"),
     ]
     plain = [
-        ("threads", "i64", "threads of the pool, the caller included"),
+        ("threads", "i64", "threads for the next step, the caller included"),
         ("spin", "i64", "pauses that an idle worker makes before it sleeps"),
         ("weights", "ptr", "data section of weights.safetensors, 64-byte aligned"),
         ("arena", "ptr", "Plan.arena_bytes of scratch, 64-byte aligned"),
@@ -65,13 +71,15 @@ def _layout() -> tuple[Field, ...]:
         ("candidate_logits", "ptr", "f32 [max_rows, max_candidates], written, descending"),
         ("row_max", "ptr", "f32 [max_rows], written: the largest logit"),
         ("row_sum", "ptr", "f32 [max_rows], written: sum of exp(logit - row_max) over the vocabulary"),
+        ("group", "i64", "threads that meet each other first at a barrier: those under one L3"),
     ]
     fields = [Field(n, t, 64 * i, d) for i, (n, t, d) in enumerate(lines)]
     fields += [Field(n, t, 64 * len(lines) + 8 * i, d) for i, (n, t, d) in enumerate(plain)]
-    return tuple(fields)
+    counters = f"i32 a cache line, [{MAX_GROUPS}]: threads of each group that reached the current barrier"
+    return (*fields, Field("group_arrived", "i32", _GROUP_LINES, counters))
 
 
 FIELDS: Final = _layout()
 BY_NAME: Final = {f.name: f for f in FIELDS}
-SIZE: Final = 512
+SIZE: Final = _GROUP_LINES + 64 * MAX_GROUPS
 """Bytes of the struct; it starts at a multiple of 64."""

@@ -35,7 +35,7 @@ def load(
     *,
     context: int | None = None,
     threads: int | None = None,
-    weights: str = "copy",
+    weights: str = "auto",
 ) -> Model:
     """Load a bundle.
 
@@ -44,7 +44,7 @@ def load(
         context: tokens that prompt and answer may have together; by default 4096, or what the model
             was trained for where that is less.
         threads: by default the usable physical cores.
-        weights: ``copy`` into huge pages, or ``map`` the file.
+        weights: ``copy`` into huge pages, ``map`` the file, or ``auto``: copy where there is memory enough.
 
     Raises:
         BundleError: it is missing, damaged or from another version.

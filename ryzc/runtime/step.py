@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import _ctypes
 import ctypes
-import mmap
 import os
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,13 +26,14 @@ from ryzc import targets
 from ryzc.bundle import Bundle, abi
 from ryzc.bundle.plan import Plan
 from ryzc.errors import BundleError, ContextError, UsageError
+from ryzc.runtime import memory
+from ryzc.runtime.neighbours import Neighbours
 
 I32: TypeAlias = npt.NDArray[np.int32]
 F32: TypeAlias = npt.NDArray[np.float32]
 Native: TypeAlias = Callable[..., None]
 SPIN_PAUSES = 20_000
 """Pauses an idle worker makes before it sleeps: a few times what the caller needs between steps."""
-HUGE_PAGE = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,12 @@ class CompiledModel:
         sequences: sequences that may be in flight.
         threads: worker threads, the caller included; by default the usable physical cores.
         pages: pages of the KV pool; by default enough for all sequences at full context.
-        weights: ``map`` reads the file in place (instant start), ``copy`` copies it into huge pages.
+        weights: ``map`` reads the file in place, ``copy`` copies it into huge pages, ``auto`` copies
+            where there is memory enough.
+
+    Attributes:
+        threads: as asked for; steps take fewer while other processes use the CPUs.
+        weights: how they are held, ``map`` or ``copy``.
 
     Raises:
         BundleError, TargetError, UsageError.
@@ -81,7 +88,7 @@ class CompiledModel:
         sequences: int = 1,
         threads: int | None = None,
         pages: int | None = None,
-        weights: str = "copy",
+        weights: str = "auto",
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
         self.plan: Plan = self.bundle.plan
@@ -95,8 +102,7 @@ class CompiledModel:
             raise UsageError(
                 f"{self.threads} threads are not possible", hint="choose 1 to 1024 (-t); more than the cores slow down"
             )
-        if weights not in ("map", "copy"):
-            raise UsageError(f"weights={weights!r}: 'map' and 'copy' are possible")
+        self.weights = memory.choose(weights, sum(weight.bytes for weight in plan.weights))
         self.vocab_size = plan.vocab_size
         self.max_tokens, self.max_rows, self.max_candidates = plan.max_tokens, plan.max_rows, plan.max_candidates
         self.page_tokens = plan.kv.page_tokens
@@ -105,25 +111,27 @@ class CompiledModel:
         self.pages = per_sequence * sequences if pages is None else pages
         self.page_table: I32 = np.zeros((sequences, per_sequence), np.int32)
         self._library = _Library(self.bundle.kernel_path(self.target.name))
-        self._weights = _read_weights(self.bundle, copy=weights == "copy")
-        self._arena = _anonymous(plan.arena_bytes)
-        self._kv = _anonymous(self.pages * plan.kv.page_bytes)
+        self._weights = memory.read_weights(self.bundle, self.weights, self.threads)
+        self._arena = memory.anonymous(plan.arena_bytes)
+        self._kv = memory.anonymous(self.pages * plan.kv.page_bytes)
         self._tokens, self._positions, self._sequences = (np.zeros(plan.max_tokens, np.int32) for _ in range(3))
         self._rows = np.zeros(plan.max_rows, np.int32)
         self._ids = np.zeros((plan.max_rows, plan.max_candidates), np.int32)
         self._best = np.zeros((plan.max_rows, plan.max_candidates), np.float32)
         self._row_max, self._row_sum = (np.zeros(plan.max_rows, np.float32) for _ in range(2))
         self._logits = self._find_logits()
-        self._context = _anonymous(mmap.PAGESIZE)
+        self._context = memory.anonymous(abi.SIZE)
         pointers = self._set_up_context()
+        self._neighbours = Neighbours(self.threads, cpu.topology.usable)
+        seats = cpu.topology.seats(self.threads)
+        crowd = max(Counter(seats).values())
+        self._set("group", max(crowd, -(-self.threads // abi.MAX_GROUPS)))
         self._step = self._library.entry("step", ctypes.c_void_p)
         self._address = self._context.ctypes.data
+        work = self._library.entry("worker", ctypes.c_void_p, ctypes.c_int64)
         self._workers = [
             threading.Thread(
-                target=self._library.entry("worker", ctypes.c_void_p, ctypes.c_int64),
-                args=(self._address, i),
-                name=f"ryzc-worker-{i}",
-                daemon=True,
+                target=_worker, args=(work, self._address, i, seats[i]), name=f"ryzc-worker-{i}", daemon=True
             )
             for i in range(1, self.threads)
         ]
@@ -131,8 +139,8 @@ class CompiledModel:
         for worker in self._workers:
             worker.start()
         # Also runs where nobody called close(): native threads must never outlive the memory they poll.
-        memory = (*pointers, self._context)
-        self._finalizer = weakref.finalize(self, _shut_down, self._library, self._address, self._workers, memory)
+        held = (*pointers, self._context)
+        self._finalizer = weakref.finalize(self, _shut_down, self._library, self._address, self._workers, held)
 
     def _find_logits(self) -> F32:
         buffer = next(b for b in self.plan.buffers if b.name == "logits")
@@ -164,7 +172,6 @@ class CompiledModel:
         }
         for name, array in pointers.items():
             self._set(name, array.ctypes.data)
-        self._set("threads", self.threads)
         self._set("spin", SPIN_PAUSES)
         self._set("page_table_stride", self.page_table.shape[1])
         return list(pointers.values())
@@ -205,6 +212,7 @@ class CompiledModel:
             self._set("token_count", count)
             self._set("row_count", len(wanted))
             self._set("candidate_count", candidates)
+            self._set("threads", self._neighbours.threads())
             self._step(self._address)
         r = len(wanted)
         return StepResult(
@@ -255,9 +263,9 @@ class CompiledModel:
         """Seconds to read ``nbytes`` of memory (beyond every cache) on ``threads`` threads, once each part."""
         count = threads or self.threads
         part = nbytes // count // 4096 * 4096
-        region = _anonymous(part * count)
+        region = memory.anonymous(part * count)
         region[::512] = 1  # touch every page: unwritten ones would all be the same page of zeros
-        sinks = [_anonymous(4096) for _ in range(count)]
+        sinks = [memory.anonymous(4096) for _ in range(count)]
         base, call = (
             region.ctypes.data,
             self._library.entry("probe_read", ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p),
@@ -268,7 +276,7 @@ class CompiledModel:
     def probe_int8(self, iterations: int = 2_000_000, threads: int | None = None) -> tuple[float, int]:
         """Seconds and multiply-accumulates of the int8 dot product at full rate on ``threads`` threads."""
         count = threads or self.threads
-        sinks = [_anonymous(4096) for _ in range(count)]
+        sinks = [memory.anonymous(4096) for _ in range(count)]
         call = self._library.entry("probe_int8", ctypes.c_int64, ctypes.c_void_p)
         seconds = _parallel([(call, (iterations, sink.ctypes.data)) for sink in sinks])
         return seconds, count * iterations * PROBE_MACS[self.target.isa]
@@ -283,6 +291,14 @@ class CompiledModel:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _worker(work: Native, context: int, number: int, cpus: frozenset[int]) -> None:
+    """A worker thread, on the CPUs of its seat; the caller's own thread is left as it is."""
+    if cpus != os.sched_getaffinity(0):
+        with suppress(OSError):  # a CPU went offline, or a cgroup changed: then it runs anywhere
+            os.sched_setaffinity(0, cpus)
+    work(context, number)
 
 
 def _shut_down(
@@ -326,39 +342,6 @@ class _Library:
 
 PROBE_MACS = {"avx512_vnni": 16 * 16 * 4, "avx2": 6 * 8 * 4}
 """Multiply-accumulates of one iteration of ``probe_int8``, by instruction set."""
-
-
-def _anonymous(nbytes: int) -> npt.NDArray[np.uint8]:
-    """Zeroed memory of its own, in huge pages where the system gives them; pages appear when touched."""
-    size = max(nbytes, 1)
-    huge = size >= HUGE_PAGE
-    region = mmap.mmap(-1, size + (HUGE_PAGE if huge else 0), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if huge and hasattr(mmap, "MADV_HUGEPAGE"):
-        region.madvise(mmap.MADV_HUGEPAGE)
-    raw = np.frombuffer(region, np.uint8)
-    start = -raw.ctypes.data % HUGE_PAGE if huge else 0
-    return raw[start : start + size]
-
-
-def _read_weights(bundle: Bundle, *, copy: bool) -> npt.NDArray[np.uint8]:
-    """The data section of the weights file, mapped or copied."""
-    start = bundle.weights_data_offset
-    with open(bundle.weights_path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size - start
-        if not copy:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            return np.frombuffer(mapped, np.uint8)[start:]
-        region = _anonymous(size)
-        file.seek(start)
-        view, done = region.data, 0
-        while done < size:
-            got = file.readinto(view[done:])
-            if not got:
-                break
-            done += got
-    if done != size:
-        raise BundleError(f"{bundle.weights_path}: ends after {done} of {size} bytes", hint="build the bundle again")
-    return region
 
 
 def _parallel(calls: list[tuple[Native, tuple[int, ...]]]) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from ryzc.errors import TargetError
 from ryzc.targets.cpu import OVERRIDE, Cpu, detect
 from ryzc.targets.table import TARGETS, Target, find
-from ryzc.targets.topology import Core, Domain, Package, Topology, default_threads
+from ryzc.targets.topology import Core, Domain, Package, Topology, default_threads, free_memory
 
 __all__ = [
     "OVERRIDE",
@@ -24,6 +24,7 @@ __all__ = [
     "best",
     "default_threads",
     "detect",
+    "free_memory",
     "get",
     "names",
     "runnable",

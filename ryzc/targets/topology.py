@@ -76,6 +76,36 @@ class Topology:
         threads = len(self.usable_cores) or len(self.usable)
         return max(1, threads if self.quota is None else min(threads, int(self.quota)))
 
+    def seats(self, threads: int) -> tuple[frozenset[int], ...]:
+        """For each thread of a pool, the logical CPUs that it may run on: those of an L3 domain.
+
+        Threads spread over the domains of a package before they crowd one: a step reads far more memory
+        than any cache holds, and each domain has its own, narrow link to memory. Within a domain the
+        kernel may move a thread, away from a busy neighbour for one; so no thread is tied to a CPU. Every
+        usable core gets a thread before any gets a second, and a package is filled before the next one,
+        for memory belongs to one of them. Threads of a domain have consecutive numbers, in the order of
+        the domains, so that they read neighbouring rows and can meet each other first.
+        """
+        domains = [
+            (
+                number,
+                self.usable.intersection(cpu for core in domain.cores for cpu in core.cpus),
+                sum(1 for core in domain.cores if self.usable.intersection(core.cpus)),
+            )
+            for number, package in enumerate(self.packages)
+            for domain in package.domains
+        ]
+        domains = [entry for entry in domains if entry[1]] or [(0, self.usable, len(self.usable))]
+        taken = [0] * len(domains)
+        for _ in range(threads):
+
+            def crowding(i: int) -> tuple[int, int, float, int]:
+                package, _, cores = domains[i]
+                return taken[i] // cores, package, taken[i] / cores, i
+
+            taken[min(range(len(domains)), key=crowding)] += 1
+        return tuple(cpus for count, (_, cpus, _) in zip(taken, domains, strict=True) for _ in range(count))
+
 
 def default_threads() -> int:
     """How many threads suit this process on this machine."""
@@ -140,19 +170,37 @@ def _domain(places: Iterable[_Place]) -> Domain:
 
 def quota(root: Path = Path("/")) -> float | None:
     """CPUs' worth of time that the cgroups of this process and those above allow, ``None`` for no limit."""
-    limits = [limit for group in _cgroups(root) if (limit := _limit(group)) is not None]
+    limits = [limit for group in _cgroups(root, "cpu") if (limit := _limit(group)) is not None]
     return min(limits, default=None)
 
 
-def _cgroups(root: Path) -> Iterator[Path]:
-    """The directories of this process's CPU cgroups, of versions 1 and 2, and of all that contain them."""
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that this process can still fill without hurting others, ``None`` where the system doesn't tell.
+
+    Caches count as free. A cgroup's limit counts whole, whatever is used of it.
+    """
+    found = [
+        int(words[1]) << 10
+        for line in (_text(root / "proc/meminfo") or "").splitlines()
+        if (words := line.split())[:1] == ["MemAvailable:"]
+    ]
+    for group in _cgroups(root, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            limit = _number(group / name)
+            if limit >= 0:
+                found.append(limit)
+    return min(found, default=None)
+
+
+def _cgroups(root: Path, controller: str) -> Iterator[Path]:
+    """The directories of this process's cgroups, of versions 1 and 2, and of all that contain them."""
     mounts = root / "sys/fs/cgroup"
     for line in (_text(root / "proc/self/cgroup") or "").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers == "":
             bases = [mounts, mounts / "unified"]
-        elif "cpu" in controllers.split(","):
-            bases = [mounts / controllers, mounts / "cpu"]
+        elif controller in controllers.split(","):
+            bases = [mounts / controllers, mounts / controller]
         else:
             continue
         # A path that leads upwards lies outside of what this container sees.

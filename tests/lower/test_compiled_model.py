@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ import pytest
 import tiny_models
 from compiled import runnable_targets, write_bundle
 
-from ryzc import models
+from ryzc import models, targets
 from ryzc.compiler import plan as plan_of
 from ryzc.errors import ContextError, UsageError
 from ryzc.graph.oracle import PagedOracle, logits
@@ -242,6 +245,64 @@ def test_idle_threads_burn_no_cpu(int8_bundle: Path) -> None:
         used, passed = time.process_time() - before, time.perf_counter() - start
         assert used < 0.02 * passed
         model.step([2], [1], [0], [0])  # and wake again
+
+
+@pytest.mark.parametrize(("threads", "group"), [(2, 1), (4, 1), (4, 2), (5, 2), (5, 4), (4, 64)])
+def test_bits_do_not_depend_on_how_threads_meet(int8_bundle: Path, threads: int, group: int) -> None:
+    with _open(int8_bundle) as model:
+        tokens = _tokens(model.vocab_size)
+        expected = _feed(model, tokens, [TOKENS])
+    with _open(int8_bundle, threads=threads) as model:
+        model._set("group", group)
+        assert np.array_equal(_feed(model, tokens, [20, *[1] * (TOKENS - 20)]), expected)
+
+
+def test_the_number_of_threads_may_change_from_step_to_step(int8_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with _open(int8_bundle, threads=4) as model:
+        tokens = _tokens(model.vocab_size)
+        counts = [4, 1, 1, 2, 3, 1, 4, 2, 4]
+        chosen = itertools.cycle(counts)
+        monkeypatch.setattr(model._neighbours, "threads", lambda: next(chosen))
+        found = _feed(model, tokens, [1] * TOKENS)
+        for spin in (0, 20_000):  # asleep at once, or still looking when the next step comes
+            model._set("spin", spin)
+            assert np.array_equal(_feed(model, tokens, [1] * TOKENS), found)
+        monkeypatch.setattr(model._neighbours, "threads", lambda: 1)
+        assert np.array_equal(_feed(model, tokens, [1] * TOKENS), found)
+
+
+def test_workers_that_are_left_out_sleep(int8_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with _open(int8_bundle, threads=4) as model:
+        monkeypatch.setattr(model._neighbours, "threads", lambda: 1)
+        model.step([1], [0], [0], [0])
+        time.sleep(0.2)
+        start, before = time.perf_counter(), (time.process_time(), time.thread_time())
+        while time.perf_counter() - start < 0.5:
+            model.step([1], [0], [0], [0])
+        all_threads, caller = time.process_time() - before[0], time.thread_time() - before[1]
+        assert all_threads - caller < 0.05
+        monkeypatch.undo()
+        model.step([1], [0], [0], [0])
+
+
+def test_workers_keep_to_their_l3(int8_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = targets.detect()
+    usable = sorted(cpu.topology.usable)
+    if len(usable) < 2:
+        pytest.skip("needs two CPUs")
+    domains = tuple(targets.Domain((targets.Core((number,)),)) for number in usable[:2])
+    described = targets.Topology((targets.Package(domains),), frozenset(usable[:2]))
+    monkeypatch.setattr("ryzc.targets.detect", lambda: replace(cpu, topology=described))
+    with _open(int8_bundle, threads=4) as model:
+        model.step([1], [0], [0], [0])
+        allowed = {worker.name: os.sched_getaffinity(worker.native_id) for worker in model._workers if worker.native_id}
+        first, second = ({number} for number in usable[:2])
+        assert allowed == {"ryzc-worker-1": first, "ryzc-worker-2": second, "ryzc-worker-3": second}
+        assert os.sched_getaffinity(0) == set(usable)  # the caller's thread is its own
+        tokens = _tokens(model.vocab_size)
+        found = _feed(model, tokens, [TOKENS])
+    with _open(int8_bundle) as model:
+        assert np.array_equal(_feed(model, tokens, [TOKENS]), found)
 
 
 def test_threads_end_with_the_model(int8_bundle: Path) -> None:

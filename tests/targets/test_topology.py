@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from machines import Layout, write
 
-from ryzc.targets import Core, default_threads, topology
+from ryzc.targets import Core, Topology, default_threads, topology
 
 ALL = frozenset(range(4096))
 
@@ -151,6 +151,91 @@ def test_threads_within_the_quota(tmp_path: Path, text: str, threads: int) -> No
     write(root / "proc/self/cgroup", "0::/\n")
     write(root / "sys/fs/cgroup/cpu.max", text)
     assert topology.read(root, ALL).default_threads() == threads
+
+
+ONE_CCD = {"cores": 8}
+TWO_CCDS = {"domains": 2, "cores": 8}
+
+
+@pytest.mark.parametrize(
+    ("layout", "threads", "by_domain"),
+    [
+        ({"cores": 2, "smt": 1}, 2, [2]),  # a virtual machine
+        ({"cores": 6}, 6, [6]),
+        (ONE_CCD, 3, [3]),
+        (ONE_CCD, 8, [8]),
+        (ONE_CCD, 16, [16]),  # second hardware threads
+        ({"domains": 2, "cores": 6}, 12, [6, 6]),  # 12 cores
+        (TWO_CCDS, 1, [1, 0]),
+        (TWO_CCDS, 2, [1, 1]),  # a link to memory each
+        (TWO_CCDS, 5, [3, 2]),
+        (TWO_CCDS, 16, [8, 8]),
+        (TWO_CCDS, 17, [9, 8]),
+        (TWO_CCDS, 40, [20, 20]),
+        ({"domains": 2, "cores": 4}, 6, [3, 3]),  # Zen 2: two CCXs of 4 on a CCD
+        ({"domains": 4, "cores": 4}, 16, [4, 4, 4, 4]),
+        ({"domains": 8, "cores": 8, "smt": 1}, 4, [1, 1, 1, 1, 0, 0, 0, 0]),  # EPYC
+        ({"domains": 8, "cores": 8, "smt": 2}, 64, [8] * 8),
+        ({"packages": 2, "domains": 2, "cores": 4}, 6, [3, 3, 0, 0]),  # memory belongs to a package
+        ({"packages": 2, "domains": 2, "cores": 4}, 10, [4, 4, 1, 1]),
+        ({"packages": 2, "domains": 2, "cores": 4}, 18, [5, 5, 4, 4]),
+    ],
+)
+def test_seats_follow_the_l3s(tmp_path: Path, layout: dict[str, int], threads: int, by_domain: list[int]) -> None:
+    found = topology.read(Layout(**layout).at(tmp_path), ALL)
+    expected = [
+        frozenset(cpu for core in domain.cores for cpu in core.cpus)
+        for domain, count in zip(found.domains, by_domain, strict=True)
+        for _ in range(count)
+    ]
+    assert list(found.seats(threads)) == expected
+
+
+@pytest.mark.parametrize(
+    ("allowed", "threads", "seats"),
+    [
+        ({3}, 1, [{3}]),
+        ({3, 19}, 2, [{3, 19}] * 2),  # one core, both of its hardware threads
+        (set(range(4)), 4, [{0, 1, 2, 3}] * 4),  # one domain only: no spreading
+        ({0, 1, 8}, 3, [{0, 1}, {0, 1}, {8}]),
+        ({0, 1, 8}, 2, [{0, 1}, {8}]),
+        ({0, 16, 8, 9, 10, 11}, 5, [{0, 16}, *[{8, 9, 10, 11}] * 4]),  # cores count, not hardware threads
+    ],
+)
+def test_seats_within_the_affinity_mask(tmp_path: Path, allowed: set[int], threads: int, seats: list[set[int]]) -> None:
+    found = topology.read(Layout(**TWO_CCDS).at(tmp_path), frozenset(allowed))
+    assert list(found.seats(threads)) == seats
+
+
+def test_seats_within_the_quota(tmp_path: Path) -> None:
+    root = Layout(**TWO_CCDS).at(tmp_path)
+    write(root / "proc/self/cgroup", "0::/\n")
+    write(root / "sys/fs/cgroup/cpu.max", "400000 100000\n")
+    found = topology.read(root, ALL)
+    assert [min(cpus) for cpus in found.seats(found.default_threads())] == [0, 0, 8, 8]
+
+
+def test_seats_where_nothing_is_known(tmp_path: Path) -> None:
+    assert topology.read(tmp_path, frozenset({2, 5})).seats(3) == (frozenset({2, 5}),) * 3
+    strange = Topology((), frozenset({4}))
+    assert strange.seats(2) == (frozenset({4}),) * 2
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [("max", 8 << 20), ("1048576", 1 << 20), ("99999999999", 8 << 20), ("x", 8 << 20)]
+)
+def test_free_memory_within_the_cgroups_limit(tmp_path: Path, limit: str, expected: int) -> None:
+    assert topology.free_memory(tmp_path) is None
+    write(tmp_path / "proc/meminfo", "MemTotal: 99999 kB\nMemAvailable:    8192 kB\n")
+    write(tmp_path / "proc/self/cgroup", "0::/job\n")
+    write(tmp_path / "sys/fs/cgroup/job/memory.max", limit)
+    assert topology.free_memory(tmp_path) == expected
+
+
+def test_free_memory_of_cgroup_1(tmp_path: Path) -> None:
+    write(tmp_path / "proc/self/cgroup", "5:memory:/job\n4:cpu:/other\n")
+    write(tmp_path / "sys/fs/cgroup/memory/job/memory.limit_in_bytes", "4096")
+    assert topology.free_memory(tmp_path) == 4096
 
 
 def test_this_machine() -> None:
