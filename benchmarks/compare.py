@@ -1,33 +1,31 @@
 """ryzc against its peers, interleaved in one run.
 
-``python -m benchmarks.compare MODEL.gguf BUNDLE [-p 512 -n 128 -d 0 -t 1 -r 5 -o md]``
+``python -m benchmarks.compare MODEL [--tests pp512,tg128,batch8 -t 1 -r 5 -o md]``, where MODEL is a GGUF file or a
+name of :mod:`benchmarks.models`.
 
-Every engine runs in a process of its own and idles while another is timed. A round measures, one after the other,
-the read bandwidth, the int8 peak, and each test in each engine; then comes the next round. A machine's speed drifts,
-so every ratio is taken within a round, and its median over the rounds is what counts.
+Every engine runs in a process of its own and idles while another is timed. A round of a test measures, one after the
+other, the read bandwidth, the int8 peak, and the test in each engine; then comes the next round. A machine's speed
+drifts, so every ratio is taken within a round, and its median over the rounds is what counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
-import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import peers
+from benchmarks import machine, models, peers, quality, table, workload
+from benchmarks.results import Result, Round
 from benchmarks.worker import PeerError, Worker
+from benchmarks.workload import Test
+from ryzc.runtime.bench import Work
 
-OURS = "ryzc"
 PAUSE = 0.05
 """Seconds of rest before each measurement, in which the peer before it falls asleep.
 
@@ -38,233 +36,177 @@ SCALING = 0.8
 """Share of perfect scaling below which a round is thrown away: it had not the cores that it asked for."""
 ROUNDS_AT_MOST = 3
 """Times the rounds asked for, where some are thrown away."""
+PATIENCE = 60.0
+"""Seconds after which a test gets no more rounds, if it has :data:`ENOUGH`."""
+ENOUGH = 3
 
 
-@dataclass(frozen=True)
-class Test:
-    """What is timed: ``prompt`` tokens taken in at once, or ``generate`` tokens one by one after ``depth`` others."""
+class Comparison:
+    """A model loaded in every engine.
 
-    prompt: int = 0
-    generate: int = 0
-    depth: int = 0
-
-    @property
-    def name(self) -> str:
-        """As llama-bench calls it."""
-        work = f"pp{self.prompt}" if self.prompt else f"tg{self.generate}"
-        return f"{work} @ d{self.depth}" if self.depth else work
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens are timed."""
-        return self.prompt or self.generate
-
-
-@dataclass(frozen=True)
-class Round:
-    """What one round measured.
+    Args:
+        model: the GGUF file, for the peers.
+        bundle: what ryzc made of it.
+        tests: what shall fit.
+        names: engines, one of them ryzc.
+        threads: of each.
 
     Attributes:
-        bandwidth: bytes a second on all threads.
-        int8_peak: multiply-accumulates a second on all threads.
-        scaling: ``int8_peak`` over that of one thread times the threads.
-        seconds: by test and engine.
+        facts: what a reader has to know about the run.
+        absent: by engine, why it is not there.
     """
 
-    bandwidth: float
-    int8_peak: float
-    scaling: float
-    seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+    def __init__(self, model: Path, bundle: Path, tests: Sequence[Test], *, names: Sequence[str], threads: int) -> None:
+        self._stack, self.threads = ExitStack(), threads
+        self.workers: list[Worker] = []
+        self.absent: dict[str, str] = {}
+        together = [test for test in tests if test.sequences > 1]
+        room = {
+            "context": max(512, *(test.reach for test in tests if test.sequences == 1)),
+            "sequences": max((test.sequences for test in together), default=1),
+            "each": max((test.reach for test in together), default=0),
+        }
+        with ExitStack() as stack:
+            for name in names:
+                path = bundle if peers.is_ours(name) else model
+                try:
+                    self.workers.append(stack.enter_context(Worker(name, path, threads=threads, **room)))
+                except (PeerError, FileNotFoundError) as error:
+                    if peers.is_ours(name):
+                        raise
+                    self.absent[name] = str(error)
+            self.ours = next(worker for worker in self.workers if peers.is_ours(worker.name))
+            engines = {worker.name: worker.call("about") for worker in self.workers}
+            self._stack = stack.pop_all()
+        self.about: dict[str, Any] = engines[self.ours.name]
+        self.facts = machine.facts() | {"model": model.name, "threads": threads, "engines": engines}
+        draw = random.Random(0)
+        length = max(test.reach for test in tests)
+        self._tokens = [draw.randrange(self.about["vocab_size"]) for _ in range(length)]
 
+    def __enter__(self) -> Comparison:
+        return self
 
-@dataclass(frozen=True)
-class Row:
-    """A line of the table.
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
-    Attributes:
-        speed, slowest, fastest: tokens a second: median and extremes of the rounds.
-        ratio: how many times as fast ryzc is: median of the rounds' ratios, 1 for ryzc itself.
-        roofline: median share of the read bandwidth (generating) or of the int8 peak (prompts).
-    """
-
-    test: str
-    engine: str
-    speed: float
-    slowest: float
-    fastest: float
-    ratio: float
-    roofline: float
-
-
-def measure(
-    workers: Sequence[Worker], tests: Sequence[Test], *, threads: int, rounds: int, vocab_size: int
-) -> tuple[list[Round], int]:
-    """The good rounds, and how many were thrown away; one more goes before them as a warm-up."""
-    ours = next(worker for worker in workers if worker.name == OURS)
-    draw = random.Random(0)
-    longest = max(test.depth + test.tokens for test in tests) + 1
-    tokens = [draw.randrange(vocab_size) for _ in range(longest)]
-    good: list[Round] = []
-    for attempt in range(1 + ROUNDS_AT_MOST * rounds):
-        single = ours.call("int8_peak", threads=1)
-        peak = ours.call("int8_peak", threads=threads) if threads > 1 else single
-        result = Round(ours.call("bandwidth", threads=threads), peak, peak / (single * threads))
-        for test in tests:
-            times = result.seconds[test.name] = {}
-            for worker in workers:
+    def run(self, test: Test, rounds: int) -> Result:
+        """Measure a test; one round goes before the others as a warm-up."""
+        spans, rows = test.steps(self.about["max_tokens"])
+        result = Result(test, Work(**self.ours.call("work", spans=spans, rows=rows)), failures=dict(self.absent))
+        if test.reach > self.about["context_length"]:
+            reason = f"this model was trained for {self.about['context_length']} tokens"
+            result.failures = {worker.name: reason for worker in self.workers}
+            return result
+        start = time.perf_counter()
+        for attempt in range(1 + ROUNDS_AT_MOST * rounds):
+            one = self._limits()
+            for worker in self.workers:
+                if worker.name in result.failures:
+                    continue
                 time.sleep(PAUSE)
-                times[worker.name] = _time(worker, test, tokens)
-        if attempt and result.scaling >= SCALING:
-            good.append(result)
-        if len(good) == rounds:
-            break
-        _say(f"round {len(good)} of {rounds}" if attempt else "warm")
-    return good, attempt - len(good)
+                try:
+                    one.seconds[worker.name], one.singles[worker.name] = self._time(worker, test)
+                except PeerError as error:
+                    result.failures[worker.name] = str(error)
+            if attempt and one.scaling >= SCALING:
+                result.rounds.append(one)
+            else:
+                result.thrown_away += bool(attempt)
+            enough = len(result.rounds) >= ENOUGH and time.perf_counter() - start > PATIENCE
+            if enough or len(result.rounds) == rounds:
+                break
+        return result
 
+    def _limits(self) -> Round:
+        """A round with nothing in it but what the machine can do right now."""
+        single = self.ours.call("int8_peak", threads=1)
+        peak = self.ours.call("int8_peak", threads=self.threads) if self.threads > 1 else single
+        return Round(self.ours.call("bandwidth", threads=self.threads), peak, peak / (single * self.threads))
 
-def _time(worker: Worker, test: Test, tokens: Sequence[int]) -> float:
-    if test.prompt:
-        return float(worker.call("prefill", tokens=tokens[: test.prompt]))
-    # At least one token goes first: a sequence has to be cleared by something.
-    start = max(test.depth, 1)
-    worker.call("prefill", tokens=tokens[:start])
-    return float(worker.call("decode", tokens=tokens[start : start + test.generate]))
+    def _time(self, worker: Worker, test: Test) -> tuple[float, float]:
+        """Seconds of a test, and of as many steps of one token where it verifies drafts (else 0)."""
+        tokens = self._tokens
+        if test.is_prompt:
+            return worker.call("prefill", tokens=tokens[: test.tokens]), 0.0
+        single = 0.0
+        if test.drafts:
+            worker.call("fill", tokens=tokens[: test.start], sequences=1)
+            few = tokens[test.start : test.start + test.tokens // test.at_once]
+            single = worker.call("decode", tokens=few, sequences=1, at_once=1)
+        worker.call("fill", tokens=tokens[: test.start], sequences=test.sequences)
+        timed = tokens[test.start : test.reach]
+        return worker.call("decode", tokens=timed, sequences=test.sequences, at_once=test.at_once), single
 
-
-def summarise(tests: Iterable[Test], rounds: Sequence[Round], work: Mapping[str, float]) -> list[Row]:
-    """The table's rows; ``work`` is what each test has to read in bytes, or compute in multiply-accumulates."""
-    rows = []
-    for test in tests:
-        limits = [one.int8_peak if test.prompt else one.bandwidth for one in rounds]
-        times = [one.seconds[test.name] for one in rounds]
-        for engine in times[0]:
-            speeds = [test.tokens / t[engine] for t in times]
-            rows.append(
-                Row(
-                    test.name,
-                    engine,
-                    statistics.median(speeds),
-                    min(speeds),
-                    max(speeds),
-                    statistics.median(t[engine] / t[OURS] for t in times),
-                    statistics.median(
-                        work[test.name] / t[engine] / limit for t, limit in zip(times, limits, strict=True)
-                    ),
-                )
-            )
-    return rows
-
-
-def as_markdown(facts: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    """The table with what a reader needs to judge it."""
-    lines = [
-        f"{facts['cpu']}, {facts['threads']} thread{'s' * (facts['threads'] > 1)}; {facts['model']}"
-        f" ({facts['engines'][OURS]['formats']}); ryzc {facts['commit']}; {facts['date']}",
-        f"{facts['rounds']} rounds ({facts['thrown_away']} thrown away), read bandwidth {facts['bandwidth'] / 1e9:.1f}"
-        f" GB/s, int8 peak {facts['int8_peak'] / 1e9:.0f} GMAC/s",
-        "",
-        "| test | engine | tokens/s | min – max | ryzc is × as fast | share of roofline |",
-        "|---|---|--:|--:|--:|--:|",
-    ]
-    for row in rows:
-        ratio = "" if row.engine == OURS else f"{row.ratio:.2f}"
-        lines.append(
-            f"| {row.test} | {row.engine} | {row.speed:.1f} | {row.slowest:.1f} – {row.fastest:.1f} | {ratio}"
-            f" | {row.roofline:.1%} |"
-        )
-    return "\n".join(lines)
+    def perplexities(self, windows: int) -> dict[str, float | str]:
+        """By engine: perplexity on the first windows of :mod:`benchmarks.quality`, or why there is none."""
+        return quality.perplexities(self.workers, windows) | self.absent
 
 
 def compare(
-    model: Path, bundle: Path, tests: Sequence[Test], *, names: Sequence[str], threads: int, rounds: int
-) -> tuple[dict[str, Any], list[Row]]:
-    """Measure a model in all engines: facts about the run, and the table's rows."""
-    context = max(test.depth + test.tokens for test in tests) + 1
-    with ExitStack() as stack:
-        workers = [
-            stack.enter_context(Worker(name, bundle if name == OURS else model, threads=threads, context=context))
-            for name in names
-        ]
-        about = {worker.name: worker.call("about") for worker in workers}
-        ours = next(worker for worker in workers if worker.name == OURS)
-        work = {test.name: ours.call("work", **asdict(test)) for test in tests}
-        good, thrown_away = measure(
-            workers, tests, threads=threads, rounds=rounds, vocab_size=about[OURS]["vocab_size"]
-        )
-    if not good:
-        raise PeerError(f"no round had {threads} cores to itself: the machine is busy or shares its cores")
-    facts = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "cpu": _cpu(),
-        "system": platform.platform(),
-        "model": model.name,
-        "commit": _commit(),
-        "threads": threads,
-        "rounds": len(good),
-        "thrown_away": thrown_away,
-        "bandwidth": statistics.median(one.bandwidth for one in good),
-        "int8_peak": statistics.median(one.int8_peak for one in good),
-        "engines": about,
-        "measured": [asdict(one) for one in good],
-    }
-    return facts, summarise(tests, good, work)
+    model: Path,
+    bundle: Path,
+    tests: Sequence[Test],
+    *,
+    names: Sequence[str] = peers.NATIVE,
+    threads: int = 1,
+    rounds: int = 5,
+    windows: int = 0,
+) -> tuple[dict[str, Any], list[Result]]:
+    """Measure a model in all engines: facts about the run, and a result for each test."""
+    results: list[Result] = []
+    with Comparison(model, bundle, tests, names=names, threads=threads) as comparison:
+        facts = comparison.facts
+        if windows:
+            say("perplexity")
+            facts["perplexity"] = comparison.perplexities(windows)
+        for test in tests:
+            say(test.name)
+            results.append(comparison.run(test, rounds))
+    return facts, results
 
 
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    return done.stdout.strip() or "unknown commit"
-
-
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Talk to whoever waits."""
     print(text, file=sys.stderr, flush=True)
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",") if int(part)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.compare", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("model", type=Path, help="the GGUF file, for the peers")
-    parser.add_argument("bundle", type=Path, help="what ryzc built from it")
-    parser.add_argument("-p", type=_numbers, default=[512], help="prompt lengths, by comma; 0 for none")
-    parser.add_argument("-n", type=_numbers, default=[128], help="tokens to generate, by comma; 0 for none")
-    parser.add_argument("-d", type=int, default=0, help="tokens before the generated ones")
+    parser.add_argument("model", help=f"a GGUF file, or one of {', '.join(models.NAMES)}")
+    parser.add_argument("--bundle", type=Path, help="what ryzc built from it; by default it is built now")
+    parser.add_argument("--tests", default=",".join(workload.QUICK), help=f"by comma, e.g. {workload.FORM}")
     parser.add_argument("-t", type=int, default=1, help="threads")
     parser.add_argument("-r", type=int, default=5, help="rounds")
+    parser.add_argument("-w", type=int, default=10, help="windows of 512 tokens for the perplexity; 0 for none")
     parser.add_argument("-o", choices=["md", "json"], default="md", help="output")
-    parser.add_argument("--peers", default=",".join(peers.NAMES), help="engines, in the order of a round")
+    parser.add_argument("--engines", default=",".join(peers.NATIVE), help=f"of {', '.join(peers.NAMES)}")
     arguments = parser.parse_args()
-    tests = [Test(prompt=p) for p in arguments.p] + [Test(generate=n, depth=arguments.d) for n in arguments.n]
-    if not tests:
-        parser.error("nothing to measure: -p and -n are both 0")
-    names = arguments.peers.split(",")
-    if OURS not in names or set(names) - set(peers.NAMES):
-        parser.error(f"--peers names some of {', '.join(peers.NAMES)}, with {OURS} among them")
+    names = arguments.engines.split(",")
+    if set(names) - set(peers.NAMES) or sum(map(peers.is_ours, names)) != 1:
+        parser.error(f"--engines names some of {', '.join(peers.NAMES)}, with one ryzc among them")
     try:
-        facts, rows = compare(
-            arguments.model.resolve(),
-            arguments.bundle.resolve(),
-            tests,
+        wanted = workload.tests(arguments.tests.split(","))
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        model = models.find(arguments.model)
+        bundle = arguments.bundle or models.bundle(model.path, names)
+        facts, results = compare(
+            model.path,
+            bundle.resolve(),
+            wanted,
             names=names,
             threads=arguments.t,
             rounds=arguments.r,
+            windows=arguments.w if model.speaks else 0,
         )
-    except PeerError as error:
+    except (PeerError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     if arguments.o == "json":
-        print(json.dumps(facts | {"table": [asdict(row) for row in rows]}, indent=1))
+        print(json.dumps(table.as_json(facts, results), indent=1))
     else:
-        print(as_markdown(facts, rows))
+        print(table.as_markdown(facts, results))
 
 
 if __name__ == "__main__":

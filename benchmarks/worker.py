@@ -7,6 +7,7 @@ is being timed. Each line in is ``{"call": METHOD, "arguments": {…}}``, each l
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -26,21 +27,32 @@ class PeerError(Exception):
 class Worker:
     """The near end of a worker: starts it, calls the methods of its peer, ends it.
 
+    Args:
+        name: of :data:`benchmarks.peers.NAMES`.
+        model: what its ``load`` gets, with ``settings``.
+
     Raises:
-        PeerError: where the peer does not load.
+        FileNotFoundError: where the peer is not built.
+        PeerError: where it does not load.
     """
 
-    def __init__(self, name: str, model: Path, *, threads: int, context: int) -> None:
+    def __init__(self, name: str, model: Path, **settings: int) -> None:
         self.name = name
-        command = [sys.executable, "-m", "benchmarks.worker", name, str(model), str(threads), str(context)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=_ROOT)
+        command = [sys.executable, "-m", "benchmarks.worker", name, str(model), json.dumps(settings)]
+        environment = os.environ | peers.environment(name)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=_ROOT, env=environment
+        )
         self._read()
 
     def call(self, method: str, **arguments: Any) -> Any:
         """What ``method`` of the peer answers; raises :class:`PeerError` where it raises."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"call": method, "arguments": arguments}) + "\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(json.dumps({"call": method, "arguments": arguments}) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it ended before; reading says so
         return self._read()
 
     def _read(self) -> Any:
@@ -55,7 +67,8 @@ class Worker:
 
     def close(self) -> None:
         """End the process."""
-        self._process.communicate()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate()
 
     def __enter__(self) -> Worker:
         return self
@@ -64,7 +77,7 @@ class Worker:
         self.close()
 
 
-def _serve(name: str, model: Path, threads: int, context: int) -> None:
+def _serve(name: str, model: Path, settings: dict[str, int]) -> None:
     """The far end: answer calls until the input ends."""
     # Whatever a library prints goes to stderr, so that it cannot mix with the answers.
     with os.fdopen(os.dup(1), "w") as answers:
@@ -75,7 +88,7 @@ def _serve(name: str, model: Path, threads: int, context: int) -> None:
             answers.flush()
 
         try:
-            peer = peers.loader(name)(model, threads=threads, context=context)
+            peer = peers.loader(name)(model, **settings)
         except Exception as error:
             answer(error=f"{type(error).__name__}: {error}")
             return
@@ -90,4 +103,4 @@ def _serve(name: str, model: Path, threads: int, context: int) -> None:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    _serve(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]))

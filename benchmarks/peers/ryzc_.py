@@ -2,46 +2,109 @@
 
 from __future__ import annotations
 
+import json
+import math
+import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-
 import ryzc
+from ryzc.bundle import Bundle
 from ryzc.bundle.plan import Plan
 from ryzc.runtime import bench
+from ryzc.runtime.engine import first_token
+from ryzc.runtime.pages import PagePool
 from ryzc.runtime.step import CompiledModel
+from ryzc.runtime.tokenizer import SETTINGS_FILE, TOKENIZER_FILE, Tokenizer
 
 
 class Ryzc:
-    """One bundle and one sequence. Its times include everything that a step costs in Python."""
+    """One bundle. Its times include everything that a step costs in Python.
 
-    def __init__(self, model: Path, *, threads: int, context: int) -> None:
-        self._model = CompiledModel(model, context=context, threads=threads)
-        self._model.page_table[0] = np.arange(self._model.page_table.shape[1])
-        self._length = 0
+    Args:
+        model: a bundle.
+        threads: of the pool.
+        context, sequences, each: see :class:`benchmarks.peers.Loader`.
+    """
+
+    def __init__(self, model: Path, *, threads: int, context: int, sequences: int = 1, each: int = 0) -> None:
+        page_tokens = Bundle.open(model).plan.kv.page_tokens
+        pages = max(-(-context // page_tokens), sequences * -(-each // page_tokens))
+        self._model = CompiledModel(
+            model, context=max(context, each), sequences=sequences, threads=threads, pages=pages
+        )
+        self._pool = PagePool(pages, page_tokens, self._model.page_table)
+        self._held: list[list[int]] = [[] for _ in range(sequences)]
 
     def prefill(self, tokens: Sequence[int]) -> float:
-        self._length = 0
+        self._forget()
+        return self._prompt(0, tokens)
+
+    def fill(self, tokens: Sequence[int], sequences: int) -> None:
+        if sequences == 1 and self._held[0][: len(tokens)] == list(tokens):
+            del self._held[0][len(tokens) :]
+            for other in range(1, len(self._held)):
+                self._pool.resize(other, 0)
+                self._held[other] = []
+            return
+        self._forget()
+        for sequence in range(sequences):
+            self._prompt(sequence, tokens)
+
+    def decode(self, tokens: Sequence[int], sequences: int, at_once: int) -> float:
+        first = len(self._held[0])
+        for sequence in range(sequences):
+            self._pool.resize(sequence, first + len(tokens))
+            self._held[sequence] += tokens
+        rows = range(at_once * sequences)
+        ids = [i for i in range(sequences) for _ in range(at_once)]
         start = time.perf_counter()
-        for first in range(0, len(tokens), self._model.max_tokens):
-            part = tokens[first : first + self._model.max_tokens]
-            self._append(part, last=first + len(part) == len(tokens))
+        for i in range(0, len(tokens), at_once):
+            positions = range(first + i, first + i + at_once)
+            self._model.step(list(tokens[i : i + at_once]) * sequences, list(positions) * sequences, ids, rows)
         return time.perf_counter() - start
 
-    def decode(self, tokens: Sequence[int]) -> float:
-        start = time.perf_counter()
-        for token in tokens:
-            self._append([token], last=True)
+    def _forget(self) -> None:
+        for sequence in range(len(self._held)):
+            self._pool.resize(sequence, 0)
+            self._held[sequence] = []
+
+    def _prompt(self, sequence: int, tokens: Sequence[int]) -> float:
+        """Take in the prompt of an empty sequence; logits of its last token."""
+        self._pool.resize(sequence, len(tokens))
+        self._held[sequence] = list(tokens)
+        start, end, most = time.perf_counter(), len(tokens), self._model.max_tokens
+        for first in range(0, end, most):
+            part = tokens[first : first + most]
+            rows = [len(part) - 1] if first + len(part) == end else []
+            self._model.step(part, range(first, first + len(part)), [sequence] * len(part), rows)
         return time.perf_counter() - start
 
-    def _append(self, tokens: Sequence[int], *, last: bool) -> None:
-        count = len(tokens)
-        positions = range(self._length, self._length + count)
-        self._model.step(tokens, positions, [0] * count, [count - 1] if last else [])
-        self._length += count
+    def windows(self, text: str, context: int, count: int) -> list[list[int]]:
+        """The first ``count`` windows of a text in tokens, each with the model's first token where it has one."""
+        bundle = self._model.bundle
+        tokenizer = Tokenizer(bundle.text(TOKENIZER_FILE), json.loads(bundle.text(SETTINGS_FILE)))
+        ids, bos = tokenizer.encode(text, parse_special=False), first_token(tokenizer)
+        cut = [ids[i : i + context] for i in range(0, min(len(ids) // context, count) * context, context)]
+        return [[window[0] if bos is None else bos, *window[1:]] for window in cut]
+
+    def nll(self, windows: Sequence[Sequence[int]]) -> float:
+        costs: list[float] = []
+        for window in windows:
+            self._forget()
+            self._pool.resize(0, len(window))
+            scored, most = len(window) // 2, min(self._model.max_tokens, self._model.max_rows)
+            for first in range(0, len(window) - 1, most):
+                part = window[first : min(first + most, len(window) - 1)]
+                rows = [i for i in range(len(part)) if first + i >= scored]
+                result = self._model.step(part, range(first, first + len(part)), [0] * len(part), rows)
+                for row, i in enumerate(rows):
+                    logit = float(result.full(row)[window[first + i + 1]])
+                    costs.append(math.log(float(result.row_sum[row])) + float(result.row_max[row]) - logit)
+        return statistics.fmean(costs)
 
     def bandwidth(self, threads: int) -> float:
         """Bytes a second that ``threads`` threads read from memory."""
@@ -53,11 +116,10 @@ class Ryzc:
         seconds, macs = self._model.probe_int8(threads=threads)
         return macs / seconds
 
-    def work(self, prompt: int, generate: int, depth: int) -> float:
-        """What a test needs at least: multiply-accumulates of a prompt, or bytes read by tokens generated singly."""
-        plan, tokens = self._model.plan, prompt or generate
-        workload = bench.Workload("pp" if prompt else "tg", tokens, depth, self._model.threads)
-        return tokens * (bench.macs_per_token(plan, workload) if prompt else bench.bytes_per_token(plan, workload))
+    def work(self, spans: Sequence[Sequence[Sequence[int]]], rows: Sequence[int]) -> dict[str, float]:
+        """What steps need at least, see :func:`ryzc.runtime.bench.step_work`: one entry of both lists a step."""
+        each = [bench.step_work(self._model.plan, step, count) for step, count in zip(spans, rows, strict=True)]
+        return asdict(sum(each, bench.Work(0, 0, 0)))
 
     def about(self) -> dict[str, str | int | float]:
         plan = self._model.plan
@@ -70,6 +132,8 @@ class Ryzc:
             "activations": plan.activations,
             "formats": _formats(plan),
             "vocab_size": plan.vocab_size,
+            "context_length": plan.context_length,
+            "max_tokens": self._model.max_tokens,
         }
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ryzc.bundle import Bundle
-from ryzc.bundle.plan import KVSpec, Plan
+from ryzc.bundle.plan import Call, KVSpec, Plan
 from ryzc.errors import UsageError
 from ryzc.runtime.pages import PagePool
 from ryzc.runtime.step import CompiledModel
-
-_KV_WIDTHS = {"f16": 2, "f32": 4}
 
 
 @dataclass(frozen=True)
@@ -206,30 +205,94 @@ class _Runner:
         return read, macs / seconds
 
 
+@dataclass(frozen=True)
+class Work:
+    """What has to be done at least, whatever the kernels.
+
+    Attributes:
+        bytes: read from memory: weights once a step, and each sequence's visible keys and values once a step.
+        linear_macs: multiply-accumulates of the linear layers, the head's for the rows asked for.
+        attention_macs: those of queries with keys and of probabilities with values, of visible tokens alone.
+    """
+
+    bytes: float
+    linear_macs: float
+    attention_macs: float
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.bytes + other.bytes,
+            self.linear_macs + other.linear_macs,
+            self.attention_macs + other.attention_macs,
+        )
+
+
+def step_work(plan: Plan, spans: Sequence[Sequence[int]], rows: int) -> Work:
+    """What one step has to do.
+
+    Args:
+        spans: of each sequence in the step, the first position and the number of its tokens.
+        rows: tokens whose logits are made.
+    """
+    tokens = sum(count for _, count in spans)
+    weights = weight_bytes(plan) - (0 if rows else _head_bytes(plan))
+    return Work(
+        weights + sum(kv_bytes(plan.kv, first, count) for first, count in spans),
+        plan.macs_per_token * tokens + plan.head_macs * rows,
+        sum(attention_macs(plan, first, count) for first, count in spans),
+    )
+
+
 def weight_bytes(plan: Plan) -> int:
     """Bytes of weights that a step of one token reads; the embedding's single row does not count."""
     tables = {kernel.symbol for kernel in plan.kernels if kernel.family == "embedding"}
+    return _weights_of(plan, [call for phase in plan.phases for call in phase if call.kernel not in tables])
+
+
+def _head_bytes(plan: Plan) -> int:
+    """Bytes of the weights that only rows of logits need."""
+    calls = [call for phase in plan.phases for call in phase]
+    return _weights_of(plan, [call for call in calls if any(o.name == "logits" for o in call.operands)])
+
+
+def _weights_of(plan: Plan, calls: Sequence[Call]) -> int:
     sizes = {weight.name: weight.bytes for weight in plan.weights}
-    calls = [call for phase in plan.phases for call in phase if call.kernel not in tables]
     return sum(sizes[operand.name] for call in calls for operand in call.operands if operand.space == "weights")
 
 
-def kv_bytes(kv: KVSpec, position: int) -> int:
-    """Bytes of keys and values that attention reads for a token at a position, its own included."""
-    visible = (min(position + 1, window) if window else position + 1 for window in kv.windows)
-    return sum(visible) * 2 * kv.kv_heads * kv.head_dim * _KV_WIDTHS[kv.dtype]
+def kv_bytes(kv: KVSpec, first: int, count: int = 1) -> float:
+    """Bytes of keys and values that ``count`` tokens from a position on see together, their own included."""
+    last = first + count
+    visible = sum(min(last, window + count - 1) if window else last for window in kv.windows)
+    return visible * kv.page_bytes / (kv.page_tokens * kv.layers)
+
+
+def attention_macs(plan: Plan, first: int, count: int = 1) -> int:
+    """Multiply-accumulates of attention over all layers for ``count`` tokens from a position on."""
+    heads = next(k.parameters["heads"] for k in plan.kernels if "heads" in k.parameters)
+    assert isinstance(heads, int)
+    pairs = 0
+    for window, layers in Counter(plan.kv.windows).items():
+        full = max(0, min(count, window - first)) if window else count  # tokens that see all before them
+        pairs += layers * (full * first + full * (full + 1) // 2 + (count - full) * window)
+    return pairs * 2 * heads * plan.kv.head_dim
 
 
 def bytes_per_token(plan: Plan, workload: Workload) -> float:
     """Mean bytes that a token of a workload has to read: its share of the weights, once a step, and the cache."""
-    steps = -(-workload.tokens // plan.max_tokens) if workload.kind == "pp" else workload.tokens
-    positions = range(workload.depth, workload.depth + workload.tokens)
-    return weight_bytes(plan) * steps / workload.tokens + statistics.fmean(
-        kv_bytes(plan.kv, position) for position in positions
-    )
+    return _work(plan, workload).bytes / workload.tokens
 
 
 def macs_per_token(plan: Plan, workload: Workload) -> float:
     """Mean multiply-accumulates of the linear layers for a token of a workload; a prompt has one row of logits."""
-    heads = 1 if workload.kind == "pp" else workload.tokens
-    return plan.macs_per_token + plan.head_macs * heads / workload.tokens
+    return _work(plan, workload).linear_macs / workload.tokens
+
+
+def _work(plan: Plan, workload: Workload) -> Work:
+    end, size = workload.depth + workload.tokens, plan.max_tokens if workload.kind == "pp" else 1
+    total = Work(0, 0, 0)
+    for first in range(workload.depth, end, size):
+        count = min(size, end - first)
+        wanted = 1 if workload.kind == "tg" or first + count == end else 0
+        total += step_work(plan, [(first, count)], wanted)
+    return total
