@@ -104,6 +104,11 @@ class Trial:
         self._code = _Code(trial_object(variants, target, len(subject.call.operands)))
         self._entries = {m: self._code.address(v.symbol) for m, v in zip(subject.methods, variants, strict=True)}
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """What is tried."""
+        return self._subject.methods
+
     def __enter__(self) -> Self:
         return self
 
@@ -118,23 +123,23 @@ class Trial:
         """
         before, expected = self._out.copy(), None
         batch = min(CHECKED_TOKENS, most)
-        for method in self._subject.methods:
+        for method in self.methods:
             self._out[:], self._at = before, 0
             self._call(method, batch, 1, self._shares(batch))
             found = self._out.copy()
             expected = found if expected is None else expected
             if not np.array_equal(found, expected):
-                first = self._subject.methods[0]
+                first = self.methods[0]
                 raise InternalError(f"{self._subject.spec.symbol}: {method} gives other bits than {first}")
         self._out[:] = before
 
     def times(self, batch: int, keep: str) -> Times:
         """Time the methods in turn, several rounds; ``keep`` stays in however slow it is."""
         shares = self._shares(batch)
-        for method in self._subject.methods:
+        for method in self.methods:
             self._call(method, batch, 1, shares)  # code and activations into the caches
         calls = max(1, SAMPLE_NS // max(1, self._call(keep, batch, 1, shares)))
-        samples: dict[str, list[float]] = {method: [] for method in self._subject.methods}
+        samples: dict[str, list[float]] = {method: [] for method in self.methods}
         reads, peaks = [], []
         left = list(samples)
         for round_ in range(ROUNDS):
