@@ -53,18 +53,14 @@ _QWEN3 = partial(qwen3, layers=28, hidden=1024, heads=16, kv_heads=8, head_dim=1
 _TINY = partial(llama, hidden=256, heads=8, kv_heads=2, head_dim=32, feed_forward=256, make=hollow)
 
 CHECKPOINTS = {
-    "smollm2-135m q4_0": partial(_SMOLLM2, make=_formats("q4_0", token_embd="q8_0")),
     "smollm2-135m q4_1": partial(_SMOLLM2, make=_formats("q4_1", token_embd="q8_0")),
-    "smollm2-135m q8_0": partial(_SMOLLM2, make=_formats("q8_0")),
     "llama-1b q4_0": partial(_LLAMA_1B, factors=True, make=_formats("q4_0", token_embd="q6_k")),
-    "llama-1b q8_0": partial(_LLAMA_1B, factors=True, make=_formats("q8_0")),
     "llama-1b q4_k": partial(
         _LLAMA_1B, factors=True, make=_formats("q4_k", token_embd="q6_k", attn_v="q6_k", ffn_down="q6_k")
     ),
     "gemma3-270m q4_k": partial(
         _GEMMA3, make=_formats("q5_0", token_embd="q8_0", attn_v="q8_0", attn_output="q4_k", ffn_down="q6_k")
     ),
-    "qwen3-0.6b q4_k": partial(_QWEN3, make=_formats("q4_k", token_embd="q6_k", attn_v="q6_k", ffn_down="q6_k")),
     "qwen3-0.6b q8_0": partial(_QWEN3, make=_formats("q8_0")),
     **{f"tiny {name}": partial(_TINY, mix=(name,)) for name in available()},
     "tiny gate apart": partial(_TINY, make=_formats("q4_0", ffn_gate="q5_0")),
