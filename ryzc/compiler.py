@@ -14,8 +14,9 @@ import onnx_ir as ir
 
 from ryzc import __version__, bundle, models, sources
 from ryzc import targets as target_table
+from ryzc.bundle import tuning
 from ryzc.errors import UsageError
-from ryzc.lower import Lowered, lower, shared_object
+from ryzc.lower import Lowered, lower, shared_object, tuner
 from ryzc.lower.weights import Produce
 from ryzc.passes import pipeline
 from ryzc.sources import tokenizers
@@ -41,6 +42,7 @@ def build(
     *,
     targets: Sequence[str] = ("native",),
     activations: str = "int8",
+    tune: bool = False,
     progress: Progress | None = None,
     observer: Observer | None = None,
 ) -> Path:
@@ -51,6 +53,7 @@ def build(
         output: the bundle's directory; by default ``NAME.ryzc`` in the current directory.
         targets: names of targets, see ``ryzc targets``; ``native`` is this CPU.
         activations: ``int8`` (blocks of 32) or ``f32``, which is exact and slow.
+        tune: measure on this CPU which method each kernel takes, for some seconds; changes speed, no bits.
         progress: called as stages advance.
         observer: called with the graph after every pass.
 
@@ -64,6 +67,8 @@ def build(
     chosen = [target_table.get(name) for name in dict.fromkeys(targets)]
     if not chosen:
         raise UsageError("a build needs at least one target", hint="use --target native")
+    if tune:
+        tuner.check(chosen)
 
     tell("read", 0, 1)
     checkpoint = sources.open(source)
@@ -75,6 +80,11 @@ def build(
     tell("plan", 0, 1)
     lowered = plan(checkpoint, activations=activations, observer=observer)
     tell("plan", 1, 1)
+
+    files = {}
+    if tune:
+        lowered, record = tuner.tune(lowered, chosen[0], lambda done, total: tell("tune", done, total))
+        files[tuning.FILE] = tuning.to_json(record).encode()
 
     kernels = {}
     for i, target in enumerate(chosen):
@@ -101,6 +111,7 @@ def build(
         chat_template=checkpoint.chat_template,
         generation_config={},
         provenance=_provenance(checkpoint, activations),
+        files=files,
     )
     return destination
 

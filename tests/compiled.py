@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ryzc import bundle, targets
 from ryzc.compiler import plan
-from ryzc.lower import shared_object
+from ryzc.lower import Lowered, shared_object
 from ryzc.sources.checkpoint import Checkpoint
 
 
@@ -20,7 +20,11 @@ def write_bundle(
     checkpoint: Checkpoint, directory: Path, *, target: str = "x86-64-v3", activations: str = "int8"
 ) -> Path:
     """Compile a checkpoint for one target; it gets no tokenizer."""
-    lowered = plan(checkpoint, activations=activations)
+    return write_lowered(plan(checkpoint, activations=activations), directory, target=target)
+
+
+def write_lowered(lowered: Lowered, directory: Path, *, target: str) -> Path:
+    """Compile a plan for one target; it gets no tokenizer."""
     chosen = targets.get(target)
     bundle.write(
         directory,

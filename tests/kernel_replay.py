@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -21,6 +22,7 @@ from tiny_models import Make, available, gemma3, hollow, llama, qwen3
 from ryzc import targets
 from ryzc.bundle.plan import KernelSpec, Plan
 from ryzc.codegen import isa as instruction_sets
+from ryzc.codegen.isa import Isa
 from ryzc.compiler import plan
 from ryzc.sources.checkpoint import StoredTensor
 from ryzc.templates import scaffold
@@ -51,18 +53,14 @@ _QWEN3 = partial(qwen3, layers=28, hidden=1024, heads=16, kv_heads=8, head_dim=1
 _TINY = partial(llama, hidden=256, heads=8, kv_heads=2, head_dim=32, feed_forward=256, make=hollow)
 
 CHECKPOINTS = {
-    "smollm2-135m q4_0": partial(_SMOLLM2, make=_formats("q4_0", token_embd="q8_0")),
     "smollm2-135m q4_1": partial(_SMOLLM2, make=_formats("q4_1", token_embd="q8_0")),
-    "smollm2-135m q8_0": partial(_SMOLLM2, make=_formats("q8_0")),
     "llama-1b q4_0": partial(_LLAMA_1B, factors=True, make=_formats("q4_0", token_embd="q6_k")),
-    "llama-1b q8_0": partial(_LLAMA_1B, factors=True, make=_formats("q8_0")),
     "llama-1b q4_k": partial(
         _LLAMA_1B, factors=True, make=_formats("q4_k", token_embd="q6_k", attn_v="q6_k", ffn_down="q6_k")
     ),
     "gemma3-270m q4_k": partial(
         _GEMMA3, make=_formats("q5_0", token_embd="q8_0", attn_v="q8_0", attn_output="q4_k", ffn_down="q6_k")
     ),
-    "qwen3-0.6b q4_k": partial(_QWEN3, make=_formats("q4_k", token_embd="q6_k", attn_v="q6_k", ffn_down="q6_k")),
     "qwen3-0.6b q8_0": partial(_QWEN3, make=_formats("q8_0")),
     **{f"tiny {name}": partial(_TINY, mix=(name,)) for name in available()},
     "tiny gate apart": partial(_TINY, make=_formats("q4_0", ffn_gate="q5_0")),
@@ -80,10 +78,12 @@ def plans() -> dict[str, Plan]:
 
 def hashes(models: Mapping[str, Plan]) -> Hashes:
     """Short hashes of what every kernel of the plans emits for every instruction set of the targets."""
-    kernels = {_described(spec): spec for model in models.values() for spec in model.kernels}
+    specs = {_described(spec): spec for model in models.values() for spec in model.kernels}
     found: Hashes = {STEP: {name: _hash(scaffold.step_text(model)) for name, model in models.items()}}
     for name in dict.fromkeys(targets.get(target).isa for target in targets.names()):
-        found[name] = {key: _hash(_emit(spec, name)) for key, spec in kernels.items()}
+        isa = instruction_sets.BY_NAME[name]
+        kernels = specs | {_described(spec): spec for spec in _methods(specs.values(), isa)}
+        found[name] = {key: _hash(_emit(spec, isa)) for key, spec in kernels.items()}
     return found
 
 
@@ -114,9 +114,16 @@ def _described(spec: KernelSpec) -> str:
     return f"{spec.family}({', '.join(f'{key}={value}' for key, value in sorted(spec.parameters.items()))})"
 
 
-def _emit(spec: KernelSpec, isa: str) -> str:
+def _methods(specs: Iterable[KernelSpec], isa: Isa) -> Iterator[KernelSpec]:
+    """Every method that the tuner may choose, of one kernel a family."""
+    for spec in {spec.family: spec for spec in specs}.values():
+        for method in from_spec(spec).methods(isa):
+            yield replace(spec, parameters={**spec.parameters, "schedule": (f"1:{method}",)})
+
+
+def _emit(spec: KernelSpec, isa: Isa) -> str:
     module = ir.Module("kernel")
-    from_spec(spec).emit(module, instruction_sets.BY_NAME[isa], "kernel")
+    from_spec(spec).emit(module, isa, "kernel")
     return str(module)
 
 

@@ -10,7 +10,13 @@ from pathlib import Path
 
 from ryzc.cli import _terminal
 
-STAGES = {"read": "reading", "plan": "planning", "compile": "generating code", "pack": "packing weights"}
+STAGES = {
+    "read": "reading",
+    "plan": "planning",
+    "tune": "tuning kernels",
+    "compile": "generating code",
+    "pack": "packing weights",
+}
 
 _RUNTIME_ONLY = ("cli", "runtime")
 

@@ -26,7 +26,8 @@ from ryzc.errors import UsageError
     show_default=True,
     help="What linear layers compute with; f32 is exact and slow.",
 )
-def command(source: str, output: Path | None, target: str, activations: str) -> None:
+@click.option("--tune", is_flag=True, help="Measure on this CPU which method suits each kernel; see `ryzc inspect`.")
+def command(source: str, output: Path | None, target: str, activations: str, tune: bool) -> None:
     """Compile a model into a bundle.
 
     SRC is a GGUF file, a named sample (see `ryzc pull --help`) or hf:ORG/REPO[:FILE].
@@ -38,5 +39,5 @@ def command(source: str, output: Path | None, target: str, activations: str) -> 
 
     here = local(source)
     with _terminal.progress(STAGES) as update:
-        bundle = build(here, output, targets=names, activations=activations, progress=update)
+        bundle = build(here, output, targets=names, activations=activations, tune=tune, progress=update)
     click.echo(bundle)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ryzc.cli import _terminal
+from ryzc.cli import _terminal, _tuning
 from ryzc.cli._models import local
 from ryzc.errors import UsageError
 
@@ -25,14 +25,21 @@ DEFAULT_CONTEXT = 4096
 @click.option("-c", "--ctx-size", type=click.IntRange(1), help="Context for which to state the memory.")
 @click.option("--after", metavar="PASS", help="The graph after a pass of the compiler; `model` is before the first.")
 @click.option("--asm", metavar="KERNEL", help="The assembly of a kernel.")
+@click.option("--tuning", "show_tuning", is_flag=True, help="What the tuner measured and chose (`ryzc build --tune`).")
 @click.option("--target", help="The CPU for --asm; by default the best for this machine.")
-@click.option("--json", "as_json", is_flag=True, help="The contents as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="The contents, or --tuning, as JSON.")
 def command(
-    model: str, ctx_size: int | None, after: str | None, asm: str | None, target: str | None, as_json: bool
+    model: str,
+    ctx_size: int | None,
+    after: str | None,
+    asm: str | None,
+    show_tuning: bool,
+    target: str | None,
+    as_json: bool,
 ) -> None:
     """Show what is inside a bundle or a source."""
-    if sum([after is not None, asm is not None, as_json]) > 1:
-        raise UsageError("--after, --asm and --json exclude each other", hint="give one of them")
+    if sum([after is not None, asm is not None, as_json or show_tuning]) > 1:
+        raise UsageError("--after, --asm and --json or --tuning exclude each other", hint="give one of them")
     if target is not None and asm is None:
         raise UsageError("--target says for which CPU --asm shows a kernel", hint="add --asm KERNEL")
     from ryzc.bundle import Bundle, is_bundle
@@ -41,11 +48,17 @@ def command(
         if after is not None:
             raise UsageError("a bundle holds no graph, only what became of it", hint="give its source to --after")
         bundle = Bundle.open(model)
+        if show_tuning:
+            record = _tuning.report(_tuning.read(bundle))
+            click.echo(json.dumps(record, indent=2) if as_json else _terminal.printable(_tuning.text(record)))
+            return
         plan, about = bundle.plan, about_bundle(bundle)
     else:
         from ryzc import sources
         from ryzc.compiler import plan as make_plan
 
+        if show_tuning:
+            raise UsageError("only a bundle can be tuned", hint="build one: ryzc build SRC --tune")
         checkpoint = sources.open(local(model))
         if after is not None:
             click.echo(graph_after(checkpoint, after))

@@ -15,18 +15,24 @@ from ryzc.targets import Target
 from ryzc.templates import scaffold
 from ryzc.templates.kernels import from_spec, probes
 
+_PROBES = ("probe_read", "probe_int8")
+
 
 def shared_object(plan: Plan, target: Target) -> bytes:
     """The whole step for a target, as a shared object with ``step``, ``worker``, ``stop`` and the probes."""
     module = _link(plan.kernels, target)
-    probe_module = ir.Module("probes")
-    probe_module.triple = llvm.TRIPLE
-    probes.emit(probe_module, instruction_sets.BY_NAME[target.isa])
-    module.link_in(llvm.parse(str(probe_module), where="probes"))
+    module.link_in(_probes(target))
     module.link_in(llvm.parse(scaffold.step_text(plan), where="step scaffold"))
-    _hide_all_but(module, {"step", "worker", "stop", "probe_read", "probe_int8"})
-    code = llvm.compile_object(module, cpu=target.llvm_cpu, features=target.llvm_features)
-    return container.link(code)
+    _hide_all_but(module, {"step", "worker", "stop", *_PROBES})
+    return _compiled(module, target)
+
+
+def trial_object(specs: tuple[KernelSpec, ...], target: Target, operands: int) -> bytes:
+    """Kernels of ``operands`` operands alone, by their symbols, with ``repeat`` to call them and the probes."""
+    module = _link(specs, target)
+    module.link_in(_probes(target))
+    module.link_in(llvm.parse(scaffold.repeat_text(operands), where="trial scaffold"))
+    return _compiled(module, target)
 
 
 def assembly(plan: Plan, symbol: str, target: Target) -> str:
@@ -40,6 +46,17 @@ def assembly(plan: Plan, symbol: str, target: Target) -> str:
         raise UsageError(f"this model has no kernel {symbol!r}", hint=f"its kernels: {', '.join(sorted(specs))}")
     module = _link((replace(specs[symbol]),), target)
     return llvm.compile_assembly(module, cpu=target.llvm_cpu, features=target.llvm_features)
+
+
+def _compiled(module: binding.ModuleRef, target: Target) -> bytes:
+    return container.link(llvm.compile_object(module, cpu=target.llvm_cpu, features=target.llvm_features))
+
+
+def _probes(target: Target) -> binding.ModuleRef:
+    module = ir.Module("probes")
+    module.triple = llvm.TRIPLE
+    probes.emit(module, instruction_sets.BY_NAME[target.isa])
+    return llvm.parse(str(module), where="probes")
 
 
 def _link(specs: tuple[KernelSpec, ...], target: Target) -> binding.ModuleRef:

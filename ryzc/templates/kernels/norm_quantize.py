@@ -16,7 +16,7 @@ from ryzc.templates.kernels.quantize_row import quantize_block
 
 @dataclass(frozen=True)
 class NormQuantize(Kernel):
-    """Parameters: ``columns`` K (a multiple of 32), ``epsilon``, the field that counts tokens, ``unit`` of the records."""
+    """Parameters: ``columns`` K (a multiple of 32), ``epsilon``, what counts tokens, the records' ``unit``."""
 
     columns: int
     epsilon: float
