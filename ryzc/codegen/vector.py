@@ -163,7 +163,9 @@ class Value:
         return Value(self.fn, self.fn.builder.shuffle_vector(self.ir, second, mask))
 
     def lane(self, index: int) -> Value:
-        """One lane as a scalar."""
+        """One lane as a scalar; of a scalar itself."""
+        if not isinstance(self.type, ir.VectorType):
+            return self
         return Value(self.fn, self.fn.builder.extract_element(self.ir, ir.Constant(I32, index)))
 
     def _fold(self, combine: Any) -> Value:
@@ -200,6 +202,11 @@ class Value:
     def rint(self) -> Value:
         """Round floats to the nearest integer, ties to even."""
         return self.fn.intrinsic("llvm.rint", self.type, self)
+
+    def nearest(self) -> Value:
+        """Floats within the range of 32-bit integers to the nearest of these, ties to even."""
+        name = f"llvm.lrint.{_suffix(self._like(I32))}.{_suffix(self.type)}"
+        return self.fn.call(name, self._like(I32), self)
 
     def sqrt(self) -> Value:
         """Correctly rounded square root."""

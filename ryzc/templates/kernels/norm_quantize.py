@@ -11,7 +11,7 @@ from ryzc.codegen.isa import Isa
 from ryzc.templates.kernels import activations as act
 from ryzc.templates.kernels import rms
 from ryzc.templates.kernels.kernel import Kernel, begin, context_field, require_multiple, share
-from ryzc.templates.kernels.quantize_row import quantize_block
+from ryzc.templates.kernels.quantize_row import quantize_row
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,12 @@ class NormQuantize(Kernel):
             codes = fn.at(fn.args["codes"], tokens.index * self.columns)
             records = fn.at(fn.args["records"], tokens.index * (self.columns // act.BLOCK * act.RECORD_BYTES))
             scale = rms.factor(fn, x, self.columns, self.epsilon)
-            with fn.loop(0, self.columns // act.BLOCK) as blocks:
-                at = blocks.index * (4 * act.BLOCK)
-                first, second = (rms.normed(fn, x, weight, at + 4 * rms.LANES * i, scale) for i in range(2))
-                record = fn.at(records, blocks.index * act.RECORD_BYTES)
-                quantize_block(fn, first, second, fn.at(codes, blocks.index * act.BLOCK), record, self.unit)
+
+            def block(i: Value, x: Value = x, scale: Value = scale) -> tuple[Value, Value]:
+                at = i * (4 * act.BLOCK)
+                return rms.normed(fn, x, weight, at, scale), rms.normed(fn, x, weight, at + 4 * rms.LANES, scale)
+
+            quantize_row(fn, self.columns, block, codes, records, self.unit)
         fn.finish()
 
 

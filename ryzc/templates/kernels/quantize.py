@@ -11,7 +11,7 @@ from ryzc.codegen.isa import Isa
 from ryzc.codegen.vector import F32, vec
 from ryzc.templates.kernels import activations as act
 from ryzc.templates.kernels.kernel import Kernel, begin, context_field, require_multiple, share
-from ryzc.templates.kernels.quantize_row import LANES, quantize_block
+from ryzc.templates.kernels.quantize_row import LANES, quantize_row
 
 reference = act.quantize
 
@@ -36,11 +36,12 @@ class Quantize(Kernel):
             x = fn.at(fn.args["x"], tokens.index * (4 * self.columns))
             codes = fn.at(fn.args["codes"], tokens.index * self.columns)
             records = fn.at(fn.args["records"], tokens.index * (self.columns // act.BLOCK * act.RECORD_BYTES))
-            with fn.loop(0, self.columns // act.BLOCK) as blocks:
-                at = blocks.index * (4 * act.BLOCK)
-                first, second = (fn.load(row, x, at, 4 * LANES * i, align=4) for i in range(2))
-                record = fn.at(records, blocks.index * act.RECORD_BYTES)
-                quantize_block(fn, first, second, fn.at(codes, blocks.index * act.BLOCK), record, self.unit)
+
+            def block(i: Value, x: Value = x) -> tuple[Value, Value]:
+                at = i * (4 * act.BLOCK)
+                return fn.load(row, x, at, align=4), fn.load(row, x, at, 4 * LANES, align=4)
+
+            quantize_row(fn, self.columns, block, codes, records, self.unit)
         fn.finish()
 
 

@@ -1,7 +1,7 @@
 """Root-mean-square norm of one row: what the norm kernels share.
 
-``y = x * (1 / sqrt(mean(x * x) + epsilon)) * weight``, in float32, squares summed in 16 lanes and then by
-halving. Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019).
+``y = x * (1 / sqrt(mean(x * x) + epsilon)) * weight``, in float32, squares summed in up to four times 16 lanes, then
+these together, then by halving. Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019).
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ ROW = vec(F32, LANES)
 
 def factor(fn: Function, x: Value, columns: int, epsilon: float) -> Value:
     """``1 / sqrt(mean(x * x) + epsilon)`` of the ``columns`` floats at ``x``, a scalar."""
-    with fn.loop(0, columns, LANES, [fn.const(ROW, 0.0)]) as squares:
-        v = fn.load(ROW, x, squares.index << 2, align=4)
-        squares.values = [fn.fma(v, v, squares.values[0])]
-    mean = squares.results[0].sum() / float(columns)
+    chains = max(n for n in (4, 2, 1) if columns % (n * LANES) == 0)  # independent sums hide the latency
+    with fn.loop(0, columns, chains * LANES, [fn.const(ROW, 0.0)] * chains) as squares:
+        v = [fn.load(ROW, x, squares.index << 2, 4 * LANES * i, align=4) for i in range(chains)]
+        squares.values = [fn.fma(a, a, total) for a, total in zip(v, squares.values, strict=True)]
+    total = squares.results[0]
+    for other in squares.results[1:]:
+        total = total + other
+    mean = total.sum() / float(columns)
     return fn.const(F32, 1.0) / (mean + epsilon).sqrt()
 
 
