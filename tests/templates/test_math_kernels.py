@@ -99,6 +99,14 @@ def test_exp_is_clamped(target: str) -> None:
     assert np.isfinite(found).all()
 
 
+@for_every_isa
+def test_reciprocal(target: str) -> None:
+    rng = np.random.default_rng(3)
+    x = np.concatenate([np.linspace(1, 4, 30000), 2.0 ** rng.uniform(0, 125, 30000)]).astype(np.float32)
+    expected = 1 / x.astype(np.float64)
+    close(apply(target, "reciprocal", x), expected, 1.5e-7 * expected)
+
+
 # Relative error of e**-x, of the sum and of the quotient; past x = -87, where the exponential is clamped,
 # results are below 1e-35 and meant to be zero.
 @for_every_isa

