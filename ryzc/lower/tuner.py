@@ -70,22 +70,31 @@ def tune(lowered: Lowered, target: Target, tell: Tell) -> tuple[Lowered, Tuning]
     found = list(subjects(lowered, target))
     total = sum(len(batches(plan, spec)) for spec, *_ in found)
     done = 0
-    tuned: list[TunedKernel] = []
+
+    def told() -> None:
+        nonlocal done
+        done += 1
+        tell(done, total)
+
+    tuned = []
     for spec, call, weight, methods in found:
-        produce = next(produce for packed, produce in lowered.weights if packed.name == weight.name)
-        default = from_spec(spec).default_schedule(instruction_sets.BY_NAME[target.isa])
-        sizes = batches(plan, spec)
-        choices: list[Choice] = []
-        with Trial(Subject(plan, spec, call, weight, produce(), methods), target, cold) as trial:
-            trial.check(sizes[-1])
-            for size in sizes:
-                usual = method_for(default, size)
-                before = choices[-1].chosen if choices else usual
-                choices.append(choose(size, trial.times(size, usual), usual, before))
-                done += 1
-                tell(done, total)
-        tuned.append(TunedKernel(spec.symbol, tuple(choices), schedule(choices)))
+        packed = next(produce for known, produce in lowered.weights if known.name == weight.name)()
+        tuned.append(_tune(Subject(plan, spec, call, weight, packed, methods), target, cold, told))
     return replace(lowered, plan=scheduled(plan, tuned)), Tuning(cpu.name, target.name, cold, tuple(tuned))
+
+
+def _tune(subject: Subject, target: Target, cold: int, told: Callable[[], None]) -> TunedKernel:
+    default = from_spec(subject.spec).default_schedule(instruction_sets.BY_NAME[target.isa])
+    sizes = batches(subject.plan, subject.spec)
+    choices: list[Choice] = []
+    with Trial(subject, target, cold) as trial:
+        trial.check(sizes[-1])
+        for size in sizes:
+            usual = method_for(default, size)
+            before = choices[-1].chosen if choices else usual
+            choices.append(choose(size, trial.times(size, usual), usual, before))
+            told()
+    return TunedKernel(subject.spec.symbol, tuple(choices), schedule(choices))
 
 
 def subjects(lowered: Lowered, target: Target) -> Iterator[tuple[KernelSpec, Call, PackedWeight, tuple[str, ...]]]:
