@@ -50,11 +50,10 @@ _SMOLLM2 = partial(llama, layers=30, hidden=576, heads=9, kv_heads=3, head_dim=6
 _LLAMA_1B = partial(llama, layers=16, hidden=2048, heads=32, kv_heads=8, head_dim=64, feed_forward=8192, vocab=128256)
 _GEMMA3 = partial(gemma3, layers=18, hidden=640, head_dim=256, heads=4, feed_forward=2048, vocab=262144, window=512)
 _QWEN3 = partial(qwen3, layers=28, hidden=1024, heads=16, kv_heads=8, head_dim=128, feed_forward=3072, vocab=151936)
-_TINY = partial(llama, hidden=256, heads=8, kv_heads=2, head_dim=32, feed_forward=256, make=hollow)
+_TINY = partial(llama, hidden=256, heads=8, kv_heads=2, head_dim=32, feed_forward=256, tied=False)
 
 CHECKPOINTS = {
     "smollm2-135m q4_1": partial(_SMOLLM2, make=_formats("q4_1", token_embd="q8_0")),
-    "llama-1b q4_0": partial(_LLAMA_1B, factors=True, make=_formats("q4_0", token_embd="q6_k")),
     "llama-1b q4_k": partial(
         _LLAMA_1B, factors=True, make=_formats("q4_k", token_embd="q6_k", attn_v="q6_k", ffn_down="q6_k")
     ),
@@ -62,13 +61,13 @@ CHECKPOINTS = {
         _GEMMA3, make=_formats("q5_0", token_embd="q8_0", attn_v="q8_0", attn_output="q4_k", ffn_down="q6_k")
     ),
     "qwen3-0.6b q8_0": partial(_QWEN3, make=_formats("q8_0")),
-    **{f"tiny {name}": partial(_TINY, mix=(name,)) for name in available()},
+    **{f"tiny {name}": partial(_TINY, make=_formats("q4_0", token_embd=name, ffn_down=name)) for name in available()},
     "tiny gate apart": partial(_TINY, make=_formats("q4_0", ffn_gate="q5_0")),
 }
 
 
 def plans() -> dict[str, Plan]:
-    """Models of published shapes in usual mixes of formats, and tiny ones in every format."""
+    """Models of published shapes in usual mixes of formats, and tiny ones with every format in some place."""
     found = {name: plan(make()).plan for name, make in CHECKPOINTS.items()}
     for make in (llama, gemma3, qwen3):
         model = make(mix=("q8_0",), make=hollow)

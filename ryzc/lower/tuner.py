@@ -16,6 +16,7 @@ from ryzc.bundle.plan import Call, KernelSpec, PackedWeight, Plan
 from ryzc.bundle.tuning import Choice, TunedKernel, Tuning
 from ryzc.bundle.tuning import Trial as Record
 from ryzc.codegen import isa as instruction_sets
+from ryzc.codegen.isa import Isa
 from ryzc.errors import InternalError, TargetError, UsageError
 from ryzc.lower.planner import Lowered
 from ryzc.lower.trial import Subject, Times, Trial
@@ -23,7 +24,7 @@ from ryzc.targets import Target
 from ryzc.templates.kernels import from_spec
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 512)
-"""What is measured; a batch between two of them takes what the larger one takes."""
+"""What is measured in any case; a batch between two sizes takes what the larger one takes."""
 GAIN = 0.03
 """By how much another method must be faster to be taken."""
 MOST_COLD = 1 << 28
@@ -68,7 +69,8 @@ def tune(lowered: Lowered, target: Target, tell: Tell) -> tuple[Lowered, Tuning]
     plan, cpu = lowered.plan, targets.detect()
     cold = cold_bytes(plan, cpu)
     found = list(subjects(lowered, target))
-    total = sum(len(batches(plan, spec)) for spec, *_ in found)
+    isa = instruction_sets.BY_NAME[target.isa]
+    total = sum(len(batches(plan, spec, isa)) for spec, *_ in found)
     done = 0
 
     def told() -> None:
@@ -84,8 +86,8 @@ def tune(lowered: Lowered, target: Target, tell: Tell) -> tuple[Lowered, Tuning]
 
 
 def _tune(subject: Subject, target: Target, cold: int, told: Callable[[], None]) -> TunedKernel:
-    default = from_spec(subject.spec).default_schedule(instruction_sets.BY_NAME[target.isa])
-    sizes = batches(subject.plan, subject.spec)
+    isa = instruction_sets.BY_NAME[target.isa]
+    default, sizes = from_spec(subject.spec).default_schedule(isa), batches(subject.plan, subject.spec, isa)
     choices: list[Choice] = []
     with Trial(subject, target, cold) as trial:
         trial.check(sizes[-1])
@@ -109,10 +111,11 @@ def subjects(lowered: Lowered, target: Target) -> Iterator[tuple[KernelSpec, Cal
             yield spec, calls[spec.symbol], read[0], methods
 
 
-def batches(plan: Plan, spec: KernelSpec) -> tuple[int, ...]:
-    """The batch sizes that a kernel can meet."""
+def batches(plan: Plan, spec: KernelSpec, isa: Isa) -> tuple[int, ...]:
+    """The batch sizes to measure: some that a kernel can meet, its default's bounds among them."""
     most = plan.max_rows if spec.parameters.get("count") == "row_count" else plan.max_tokens
-    return (*(size for size in BATCHES if size < most), most)
+    bounds = (int(entry.partition(":")[0]) for entry in from_spec(spec).default_schedule(isa))
+    return (*sorted({size for size in (*BATCHES, *bounds) if size < most}), most)
 
 
 def cold_bytes(plan: Plan, cpu: targets.Cpu) -> int:

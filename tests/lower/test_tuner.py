@@ -63,11 +63,14 @@ def test_schedules_of_choices() -> None:
 
 def test_batches_end_where_a_step_does() -> None:
     plan = plan_of(tiny_models.llama(make=tiny_models.hollow)).plan
-    head = next(spec for spec in plan.kernels if spec.parameters.get("count") == "row_count")
-    other = next(spec for spec in plan.kernels if spec.parameters.get("count") == "token_count")
-    assert tuner.batches(plan, head) == (1, 2, 4, 8, 16, 32, 64)
-    assert tuner.batches(plan, other) == (1, 2, 4, 8, 16, 32, 64, 128, 512)
-    assert tuner.batches(replace(plan, max_tokens=100), other) == (1, 2, 4, 8, 16, 32, 64, 100)
+    linear = {spec.parameters["count"]: spec for spec in plan.kernels if spec.family == "linear"}
+    head, other = linear["row_count"], linear["token_count"]
+    isa = instruction_sets.AVX2
+    bounds = {int(entry.split(":")[0]) for entry in schedule.default(isa)}
+    for spec, most in ((head, 64), (other, 512)):
+        expected = {size for size in {1, 2, 4, 8, 16, 32, 64, 128, 512} | bounds if size <= most}
+        assert tuner.batches(plan, spec, isa) == tuple(sorted(expected))
+    assert tuner.batches(replace(plan, max_tokens=3), other, isa) == (1, 2, 3)
 
 
 # --- a family of our own: it xors the words of its weights into every token --------------------------------------
@@ -236,7 +239,7 @@ def test_a_real_tuning(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     linear = [spec for spec in plain.plan.kernels if spec.family == "linear"]
     assert [kernel.symbol for kernel in record.kernels] == [spec.symbol for spec in linear]
     for kernel, spec in zip(record.kernels, linear, strict=True):
-        assert [choice.batch for choice in kernel.choices] == list(tuner.batches(plain.plan, spec))
+        assert [choice.batch for choice in kernel.choices] == list(tuner.batches(plain.plan, spec, isa))
         for choice in kernel.choices:
             assert tuple(t.method for t in choice.trials) == from_spec(spec).methods(isa)
             assert choice.ns(choice.chosen) <= (1 + tuner.GAIN) * min(t.ns for t in choice.trials)
