@@ -207,6 +207,7 @@ def test_a_tuned_model_computes_the_same_bits(target: str, tmp_path: Path, monke
         return Times({method: 1 if method == fastest else 9 for method in self.methods}, 1, 1)
 
     monkeypatch.setattr(Trial, "times", in_turn)
+    monkeypatch.setattr(tuner, "BATCHES", (1, 3, 64))
     plain = model()
     tuned, record = tuner.tune(plain, targets.get(target), lambda *_: None)
     isa = instruction_sets.BY_NAME[targets.get(target).isa]
