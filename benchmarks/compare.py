@@ -36,7 +36,7 @@ SCALING = 0.8
 """Share of perfect scaling below which a round is thrown away: it had not the cores that it asked for."""
 ROUNDS_AT_MOST = 3
 """Times the rounds asked for, where some are thrown away."""
-PATIENCE = 60.0
+PATIENCE = 30.0
 """Seconds after which a test gets no more rounds, if it has :data:`ENOUGH`."""
 ENOUGH = 3
 

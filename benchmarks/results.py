@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from benchmarks import peers
 from benchmarks.workload import Test
@@ -95,6 +97,17 @@ class Row:
         """The fastest of the others."""
         others = [name for name in self.speeds if not peers.is_ours(name)]
         return min(others, key=lambda name: self.speeds[name].behind, default=None)
+
+
+def from_json(fields: Mapping[str, Any]) -> Result:
+    """A result as :func:`dataclasses.asdict` and JSON left it."""
+    return Result(
+        Test(**fields["test"]),
+        Work(**fields["work"]),
+        [Round(**one) for one in fields["rounds"]],
+        fields["thrown_away"],
+        dict(fields["failures"]),
+    )
 
 
 def limits(work: Work, one: Round) -> tuple[float, float, float]:

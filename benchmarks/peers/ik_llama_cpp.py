@@ -1,7 +1,8 @@
 """ik_llama.cpp through the low-level interface of ik-llama-cpp-python.
 
 Settings are the best that we know for a CPU: weights read into memory and repacked, everything else at the
-library's defaults, which have flash attention on.
+library's defaults, which have flash attention on. Only where several sequences share a batch it is off, because
+version 0.1.5 then ends the process ("S > 0 failed").
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class IkLlamaCpp(GgmlPeer):
         params.n_seq_max = sequences
         params.n_batch = params.n_ubatch = MICROBATCH
         params.n_threads = params.n_threads_batch = self.threads
+        params.flash_attn = sequences == 1
         context = lib.llama_init_from_model(self._model, params)
         if not context:
             raise RuntimeError(f"ik_llama.cpp makes no context of {sequences} x {tokens} tokens")
@@ -86,7 +88,7 @@ class IkLlamaCpp(GgmlPeer):
             "kv": "f16",
             "mmap": "no",
             "repack": "yes",
-            "flash_attention": "on",
+            "flash_attention": "on; off for several sequences",
             "system": _system_info().decode().strip(),
         }
 
