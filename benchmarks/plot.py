@@ -18,6 +18,8 @@ from benchmarks.results import Result, Row, row
 
 COLOURS = {"ryzc": "#d1495b", "llama_cpp": "#30638e", "ik_llama_cpp": "#5c9e82"}
 MARKERS = {"ryzc": "o", "llama_cpp": "s", "ik_llama_cpp": "^"}
+PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+"""Behind text that a line may cross."""
 INK, GREY = "#222222", "#888888"
 SETTINGS: Any = {
     "font.size": 9,
@@ -83,14 +85,14 @@ def _roofline(axes: Any, good: Sequence[tuple[Result, Row]]) -> None:
             height = speed.median * result.work.linear_macs / result.test.total / 1e9
             lowest = min(lowest, height)
             style = {"color": COLOURS[_base(name)], "marker": MARKERS[_base(name)], "edgecolors": "white"}
-            axes.scatter([place], [height], s=52, linewidths=0.7, zorder=3, **style)
+            axes.scatter([place], [height], s=52, linewidths=0.7, zorder=4, **style)
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(lowest / 2, peak * 7))
     _label_tests(axes, places, [line.test for _, line in good], peak * 1.5)
-    middle = float(np.sqrt(low * peak / bandwidth))
+    middle = float(np.sqrt(low * peak / bandwidth)) * 1.3
     axes.annotate(
         f"read bandwidth {bandwidth:.0f} GB/s",
         (middle, bandwidth * middle),
-        xytext=(0, 5),
+        xytext=(-9, 9),
         textcoords="offset points",
         rotation=_slope(axes),
         rotation_mode="anchor",
@@ -155,7 +157,7 @@ def _shares(axes: Any, lines: Sequence[Row]) -> None:
             colour = COLOURS[_base(name)]
             axes.barh(middle, speed.share, width * 0.92, color=colour, label=peers.title(name) if not index else None)
             text = f"{speed.median:,.0f} tok/s" if speed.median >= 100 else f"{speed.median:.1f} tok/s"
-            axes.text(speed.share + 0.01, middle, text, va="center", fontsize=7, color=INK)
+            axes.text(speed.share + 0.01, middle, text, va="center", fontsize=7, color=INK, bbox=PAPER)
     axes.axvline(1.0, color=INK, linewidth=1.2)
     bound = {"read": "reading", "int8": "int8"}
     axes.set_yticks(range(len(lines)), [f"{line.test}\n({bound[line.bound]})" for line in lines])

@@ -17,7 +17,8 @@ class Round:
     """What one round of a test measured.
 
     Attributes:
-        bandwidth: bytes a second on all threads.
+        bandwidth: bytes a second on all threads, from memory.
+        near_bandwidth: the same over no more bytes than a step reads, of which a large cache may hold a part.
         int8_peak: multiply-accumulates a second on all threads.
         scaling: ``int8_peak`` over that of one thread times the threads.
         seconds: by engine.
@@ -25,6 +26,7 @@ class Round:
     """
 
     bandwidth: float
+    near_bandwidth: float
     int8_peak: float
     scaling: float
     seconds: dict[str, float] = field(default_factory=dict)

@@ -16,7 +16,7 @@ Tokens a second: median of the rounds (slowest – fastest). `pp` takes in a pro
 steps of one token and so many drafts, with the logits of all; in brackets what such a step costs in steps of one token.
 The roofline is the larger of two times: reading the weights once a step and each sequence's keys and values once, at
 the read bandwidth; and the multiply-accumulates of the linear layers, at the int8 peak. "With attention" counts those
-of attention as well. Ratios are medians of ratios taken within a round; "best" is the fastest peer of the row."""
+of attention as well. A share above 100 % means that a cache held a part of what was read. Ratios are medians of ratios taken within a round; "best" is the fastest peer of the row."""
 
 
 def as_markdown(facts: Mapping[str, Any], measured: Sequence[Result]) -> str:
@@ -52,8 +52,12 @@ def conditions(facts: Mapping[str, Any], measured: Sequence[Result]) -> str:
     machine = ""
     if rounds:
         bandwidth = statistics.median(one.bandwidth for one in rounds) / 1e9
+        near = statistics.median(one.near_bandwidth for one in rounds) / 1e9
         peak = statistics.median(one.int8_peak for one in rounds) / 1e9
-        machine = f", read bandwidth {bandwidth:.0f} GB/s, int8 peak {peak:.0f} GMAC/s"
+        machine = (
+            f", read bandwidth {bandwidth:.0f} GB/s ({near:.0f} GB/s over as many bytes as a step reads), int8 peak"
+            f" {peak:.0f} GMAC/s"
+        )
     beside = " and ".join(f"{e['engine']} ({e['version']})" for e in others)
     return (
         f"{facts['model']} ({ours['formats']}) on {facts['cpu']}, {count(facts['threads'], 'thread')}, target"

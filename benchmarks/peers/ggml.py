@@ -12,8 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 MICROBATCH = 512
-SHORT = 512
-"""Tokens that are really taken in where a deep context is only needed for its size; see :meth:`GgmlPeer.fill`."""
 
 
 class GgmlPeer(ABC):
@@ -142,6 +140,8 @@ class GgmlPeer(ABC):
         return result
 
     def nll(self, windows: Sequence[Sequence[int]]) -> float:
+        # In a context of its own: ik_llama.cpp clears room for the most logits that a context ever made in every step.
+        timed, self._lone = self._lone, self._open(MICROBATCH, 1)
         costs: list[float] = []
         for window in windows:
             first = len(window) // 2
@@ -149,6 +149,9 @@ class GgmlPeer(ABC):
             largest = rows.max(axis=1)
             norms = largest + np.log(np.exp(rows - largest[:, None]).sum(axis=1))
             costs += (norms - rows[np.arange(len(rows)), window[first + 1 :]]).tolist()
+        self.clear()
+        self.lib.llama_free(self._lone)
+        self._lone = timed
         return float(np.mean(costs))
 
     def close(self) -> None:

@@ -106,9 +106,8 @@ class Ryzc:
                     costs.append(math.log(float(result.row_sum[row])) + float(result.row_max[row]) - logit)
         return statistics.fmean(costs)
 
-    def bandwidth(self, threads: int) -> float:
-        """Bytes a second that ``threads`` threads read from memory."""
-        size = 1 << 29
+    def bandwidth(self, threads: int, size: int) -> float:
+        """Bytes a second that ``threads`` threads read of ``size`` bytes that were just written."""
         return size / self._model.probe_read(size, threads)
 
     def int8_peak(self, threads: int) -> float:
