@@ -134,10 +134,11 @@ class Comparison:
             return worker.call("prefill", tokens=tokens[: test.tokens]), 0.0
         single = 0.0
         if test.drafts:
-            worker.call("fill", tokens=tokens[: test.start], sequences=1)
+            worker.call("fill", tokens=tokens[: test.start], sequences=1, imitate=False)
             few = tokens[test.start : test.start + test.tokens // test.at_once]
             single = worker.call("decode", tokens=few, sequences=1, at_once=1)
-        worker.call("fill", tokens=tokens[: test.start], sequences=test.sequences)
+        imitate = test.start >= workload.DEEP and not self.about["windowed"]
+        worker.call("fill", tokens=tokens[: test.start], sequences=test.sequences, imitate=imitate)
         timed = tokens[test.start : test.reach]
         return worker.call("decode", tokens=timed, sequences=test.sequences, at_once=test.at_once), single
 

@@ -51,7 +51,7 @@ def report(folder: Path) -> Path:
 
 def _order(file: Path) -> tuple[str, int, str]:
     """AVX2 runs last, then by threads, then as the models are listed."""
-    name, _, rest = file.stem.partition("-t")
+    name, _, rest = file.stem.rpartition("-t")
     known = models.NAMES.index(name) if name in models.NAMES else len(models.NAMES)
     return rest, known, name
 
@@ -60,6 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.suite", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", default=",".join(models.NAMES), help="by comma; by default all")
     parser.add_argument("--tests", default=",".join(workload.FULL), help=f"by comma, e.g. {workload.FORM}")
+    parser.add_argument("--quick", action="store_true", help=f"only {', '.join(workload.QUICK)}")
     parser.add_argument("-t", default="1", help="threads, by comma")
     parser.add_argument("-r", type=int, default=5, help="rounds")
     parser.add_argument("-w", type=int, default=10, help="windows of 512 tokens for the perplexity; 0 for none")
@@ -71,13 +72,14 @@ def main() -> None:
     failed = []
     if not arguments.report:
         try:
-            tests = workload.tests(arguments.tests.split(","))
+            tests = workload.tests(workload.QUICK if arguments.quick else arguments.tests.split(","))
         except ValueError as error:
             parser.error(str(error))
         for threads in map(int, arguments.t.split(",")):
             for name in arguments.models.split(","):
                 compare.say(f"{name}, {table.count(threads, 'thread')}")
-                place = arguments.out / f"{Path(name).stem}-t{threads}{'-avx2' * arguments.avx2}.json"
+                stem = name if name in models.NAMES else Path(name).stem
+                place = arguments.out / f"{stem}-t{threads}{'-avx2' * arguments.avx2}.json"
                 try:
                     model = models.find(name)
                     run(model, tests, place, threads=threads, rounds=arguments.r, windows=arguments.w)

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 MICROBATCH = 512
+SAMPLE = 512
+"""Tokens that an imitated context repeats, see :meth:`benchmarks.peers.Peer.fill`."""
 
 
 class GgmlPeer(ABC):
@@ -28,22 +30,29 @@ class GgmlPeer(ABC):
     def __init__(self, *, context: int, sequences: int, each: int) -> None:
         self._context, self._sequences, self._each = context, sequences, each
         self._batch = self.lib.llama_batch_init(MICROBATCH, 0, 1)
-        self._lone = self._open(context, 1)
-        self._together = self._open(each, sequences) if sequences > 1 else None
+        copies = -(-context // SAMPLE)
+        self._lone = self._open(context, copies, shared=True)
+        self._together = self._open(each * sequences, sequences, shared=False) if sequences > 1 else None
         self._held: list[int] = []
+        self._imitated = 0  # tokens of `_held` that take room in the cache, but no positions
+        self._prompt: list[int] = []  # of the sequences that step together
         self._lengths = [0] * sequences
 
     @abstractmethod
-    def _open(self, tokens: int, sequences: int) -> Any:
-        """A context in which each of ``sequences`` holds ``tokens`` tokens."""
+    def _open(self, tokens: int, sequences: int, *, shared: bool) -> Any:
+        """A context for so many tokens in all, in a cache that the sequences share or in one for each."""
 
     @abstractmethod
     def _forget(self, context: Any) -> None:
         """Empty a context."""
 
     @abstractmethod
-    def _cut(self, context: Any, length: int) -> None:
-        """Forget what the lone sequence holds from position ``length`` on."""
+    def _cut(self, context: Any, sequence: int, length: int) -> None:
+        """Forget what a sequence holds from position ``length`` on."""
+
+    @abstractmethod
+    def _repeat(self, context: Any, copies: int) -> None:
+        """Let the lone sequence hold what it holds ``copies`` times over, at the same positions."""
 
     @abstractmethod
     def _synchronize(self, context: Any) -> None:
@@ -84,33 +93,46 @@ class GgmlPeer(ABC):
         start, seconds = len(self._held), 0.0
         if start + len(tokens) > self._context:
             raise RuntimeError(f"{start + len(tokens)} tokens do not fit into a context of {self._context}")
+        entries = [
+            (token, start - self._imitated + i, 0, every or i == len(tokens) - 1) for i, token in enumerate(tokens)
+        ]
         for first in range(0, len(tokens), MICROBATCH):
-            part = tokens[first : first + MICROBATCH]
-            seconds += self._step(
-                self._lone,
-                [(t, start + first + i, 0, every or first + i == len(tokens) - 1) for i, t in enumerate(part)],
-            )
+            seconds += self._step(self._lone, entries[first : first + MICROBATCH])
         self._held += tokens
         return seconds
 
     def clear(self) -> None:
         """Forget the lone sequence."""
         self._forget(self._lone)
-        self._held = []
+        self._held, self._imitated = [], 0
 
     def prefill(self, tokens: Sequence[int]) -> float:
         self.clear()
         return self.append(tokens)
 
-    def fill(self, tokens: Sequence[int], sequences: int) -> None:
+    def fill(self, tokens: Sequence[int], sequences: int, imitate: bool) -> None:
         if sequences > 1:
-            self._forget(self._together)
-            for sequence in range(sequences):
-                self._step(self._together, [(t, i, sequence, i == len(tokens) - 1) for i, t in enumerate(tokens)])
+            if self._prompt != list(tokens):
+                self._forget(self._together)
+                self._prompt, self._lengths = list(tokens), [0] * len(self._lengths)
+            for sequence, length in enumerate(self._lengths):
+                if sequence >= sequences:
+                    self._cut(self._together, sequence, 0)
+                    self._lengths[sequence] = 0
+                elif length:
+                    self._cut(self._together, sequence, len(tokens))
+                else:
+                    self._step(self._together, [(t, i, sequence, i == len(tokens) - 1) for i, t in enumerate(tokens)])
             self._lengths[:sequences] = [len(tokens)] * sequences
         elif self._held[: len(tokens)] == list(tokens):
-            self._cut(self._lone, len(tokens))
+            self._cut(self._lone, 0, len(tokens) - self._imitated)
             self._held = list(tokens)
+        elif imitate:
+            self.prefill(tokens[:SAMPLE])
+            self._repeat(self._lone, len(tokens) // SAMPLE)
+            self._imitated = len(tokens) // SAMPLE * SAMPLE - SAMPLE
+            self._held = [*tokens[: SAMPLE + self._imitated]]
+            self.append(tokens[len(self._held) :])
         else:
             self.prefill(tokens)
 
@@ -141,7 +163,7 @@ class GgmlPeer(ABC):
 
     def nll(self, windows: Sequence[Sequence[int]]) -> float:
         # In a context of its own: ik_llama.cpp clears room for the most logits that a context ever made in every step.
-        timed, self._lone = self._lone, self._open(MICROBATCH, 1)
+        timed, self._lone = self._lone, self._open(MICROBATCH, 1, shared=True)
         costs: list[float] = []
         for window in windows:
             first = len(window) // 2

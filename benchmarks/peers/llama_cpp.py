@@ -58,11 +58,11 @@ class LlamaCpp(GgmlPeer):
         self.vocab_size = int(lib.llama_vocab_n_tokens(self._vocab))
         super().__init__(context=context, sequences=sequences, each=each)
 
-    def _open(self, tokens: int, sequences: int) -> Any:
+    def _open(self, tokens: int, sequences: int, *, shared: bool) -> Any:
         params = lib.llama_context_default_params()
-        params.n_ctx = tokens * sequences
+        params.n_ctx = tokens
         params.n_seq_max = sequences
-        params.kv_unified = False
+        params.kv_unified = shared
         params.n_batch = params.n_ubatch = MICROBATCH
         params.n_threads = params.n_threads_batch = self.threads
         params.type_k = params.type_v = {"f16": lib.GGML_TYPE_F16, "f32": lib.GGML_TYPE_F32}[self.kv]
@@ -70,14 +70,24 @@ class LlamaCpp(GgmlPeer):
             params.flash_attn_type = int(self.flash_attention)
         context = lib.llama_init_from_model(self._model, params)
         if not context:
-            raise RuntimeError(f"llama.cpp makes no context of {sequences} x {tokens} tokens")
+            raise RuntimeError(f"llama.cpp makes no context of {tokens} tokens")
         return context
 
     def _forget(self, context: Any) -> None:
         lib.llama_memory_clear(lib.llama_get_memory(context), True)
 
-    def _cut(self, context: Any, length: int) -> None:
-        lib.llama_memory_seq_rm(lib.llama_get_memory(context), 0, length, -1)
+    def _cut(self, context: Any, sequence: int, length: int) -> None:
+        lib.llama_memory_seq_rm(lib.llama_get_memory(context), sequence, length, -1)
+
+    def _repeat(self, context: Any, copies: int) -> None:
+        memory, size = lib.llama_get_memory(context), lib.llama_state_seq_get_size(context, 0)
+        state = (ctypes.c_uint8 * size)()
+        lib.llama_state_seq_get_data(context, state, size, 0)
+        for sequence in range(1, copies):
+            if not lib.llama_state_seq_set_data(context, state, size, sequence):
+                raise RuntimeError("llama.cpp takes no copy of a sequence")
+            lib.llama_memory_seq_cp(memory, sequence, 0, -1, -1)
+            lib.llama_memory_seq_rm(memory, sequence, -1, -1)
 
     def _synchronize(self, context: Any) -> None:
         lib.llama_synchronize(context)
