@@ -10,7 +10,7 @@ STEPS = 16
 """Steps of a test that has several tokens in each."""
 SHALLOW = 64
 """Tokens that each of several sequences, or one that verifies drafts, holds at the start."""
-DEEP = 8192
+DEEP = 2048
 """Tokens from which on a context is imitated where it can be, see :meth:`benchmarks.peers.Peer.fill`."""
 FORM = "pp512, tg128, tg32@4096, batch8 or verify4"
 

@@ -6,18 +6,44 @@ import ctypes
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from benchmarks import workload
 
 MICROBATCH = 512
 SAMPLE = 512
 """Tokens that an imitated context repeats, see :meth:`benchmarks.peers.Peer.fill`."""
 
 
+class Use(Enum):
+    """What a context is for; an engine may have a best setting for each."""
+
+    LONE = "one sequence, prompts above all"
+    DEEP = "one sequence that generates after thousands of tokens"
+    TOGETHER = "several short sequences"
+
+
+@dataclass
+class Lone:
+    """A context with one sequence.
+
+    Attributes:
+        held: its tokens.
+        imitated: how many of them take room in the cache, but no positions.
+    """
+
+    context: Any
+    held: list[int] = field(default_factory=list)
+    imitated: int = 0
+
+
 class GgmlPeer(ABC):
-    """A model in an engine of the ggml family, with a context for one long sequence and one for several short ones.
+    """A model in an engine of the ggml family, with a context for each :class:`Use`.
 
     Attributes:
         lib: the module that holds the engine's C functions.
@@ -28,19 +54,19 @@ class GgmlPeer(ABC):
     vocab_size: int
 
     def __init__(self, *, context: int, sequences: int, each: int) -> None:
-        self._context, self._sequences, self._each = context, sequences, each
+        self._room, self._each = context, each
         self._batch = self.lib.llama_batch_init(MICROBATCH, 0, 1)
-        copies = -(-context // SAMPLE)
-        self._lone = self._open(context, copies, shared=True)
-        self._together = self._open(each * sequences, sequences, shared=False) if sequences > 1 else None
-        self._held: list[int] = []
-        self._imitated = 0  # tokens of `_held` that take room in the cache, but no positions
+        self._lone = Lone(self._open(context, 1, Use.LONE))
+        deep = context > workload.DEEP
+        self._deep = Lone(self._open(context, -(-context // SAMPLE), Use.DEEP)) if deep else self._lone
+        self._together = self._open(each * sequences, sequences, Use.TOGETHER) if sequences > 1 else None
         self._prompt: list[int] = []  # of the sequences that step together
         self._lengths = [0] * sequences
+        self._last = self._lone  # that was filled or cleared
 
     @abstractmethod
-    def _open(self, tokens: int, sequences: int, *, shared: bool) -> Any:
-        """A context for so many tokens in all, in a cache that the sequences share or in one for each."""
+    def _open(self, tokens: int, sequences: int, use: Use) -> Any:
+        """A context for so many tokens in all."""
 
     @abstractmethod
     def _forget(self, context: Any) -> None:
@@ -52,7 +78,7 @@ class GgmlPeer(ABC):
 
     @abstractmethod
     def _repeat(self, context: Any, copies: int) -> None:
-        """Let the lone sequence hold what it holds ``copies`` times over, at the same positions."""
+        """Let sequence 0 hold what it holds ``copies`` times over, at the same positions."""
 
     @abstractmethod
     def _synchronize(self, context: Any) -> None:
@@ -82,7 +108,7 @@ class GgmlPeer(ABC):
         return seconds
 
     def append(self, tokens: Sequence[int], *, every: bool = False) -> float:
-        """Append tokens to the lone sequence, :data:`MICROBATCH` at a time.
+        """Append tokens to the sequence that was filled or cleared last, :data:`MICROBATCH` at a time.
 
         Args:
             every: whether every token's logits are made, not only the last one's.
@@ -90,21 +116,25 @@ class GgmlPeer(ABC):
         Raises:
             RuntimeError: they do not fit.
         """
-        start, seconds = len(self._held), 0.0
-        if start + len(tokens) > self._context:
-            raise RuntimeError(f"{start + len(tokens)} tokens do not fit into a context of {self._context}")
+        one, start, seconds = self._last, len(self._last.held), 0.0
+        if start + len(tokens) > self._room:
+            raise RuntimeError(f"{start + len(tokens)} tokens do not fit into a context of {self._room}")
         entries = [
-            (token, start - self._imitated + i, 0, every or i == len(tokens) - 1) for i, token in enumerate(tokens)
+            (token, start - one.imitated + i, 0, every or i == len(tokens) - 1) for i, token in enumerate(tokens)
         ]
         for first in range(0, len(tokens), MICROBATCH):
-            seconds += self._step(self._lone, entries[first : first + MICROBATCH])
-        self._held += tokens
+            seconds += self._step(one.context, entries[first : first + MICROBATCH])
+        one.held += tokens
         return seconds
 
     def clear(self) -> None:
-        """Forget the lone sequence."""
-        self._forget(self._lone)
-        self._held, self._imitated = [], 0
+        """Forget the lone sequence; what is appended next starts a new one."""
+        self._clear(self._lone)
+
+    def _clear(self, one: Lone) -> None:
+        self._forget(one.context)
+        one.held, one.imitated = [], 0
+        self._last = one
 
     def prefill(self, tokens: Sequence[int]) -> float:
         self.clear()
@@ -124,17 +154,20 @@ class GgmlPeer(ABC):
                 else:
                     self._step(self._together, [(t, i, sequence, i == len(tokens) - 1) for i, t in enumerate(tokens)])
             self._lengths[:sequences] = [len(tokens)] * sequences
-        elif self._held[: len(tokens)] == list(tokens):
-            self._cut(self._lone, 0, len(tokens) - self._imitated)
-            self._held = list(tokens)
-        elif imitate:
-            self.prefill(tokens[:SAMPLE])
-            self._repeat(self._lone, len(tokens) // SAMPLE)
-            self._imitated = len(tokens) // SAMPLE * SAMPLE - SAMPLE
-            self._held = [*tokens[: SAMPLE + self._imitated]]
-            self.append(tokens[len(self._held) :])
-        else:
-            self.prefill(tokens)
+            return
+        one = self._deep if len(tokens) >= workload.DEEP else self._lone
+        if one.held[: len(tokens)] == list(tokens):
+            self._cut(one.context, 0, len(tokens) - one.imitated)
+            one.held, self._last = list(tokens), one
+            return
+        self._clear(one)
+        if imitate:
+            self.append(tokens[:SAMPLE])
+            copies = len(tokens) // SAMPLE
+            self._repeat(one.context, copies)
+            one.held, one.imitated = list(tokens[: copies * SAMPLE]), (copies - 1) * SAMPLE
+        if rest := tokens[len(one.held) :]:
+            self.append(rest)
 
     def decode(self, tokens: Sequence[int], sequences: int, at_once: int) -> float:
         if sequences == 1:
@@ -157,13 +190,13 @@ class GgmlPeer(ABC):
             part = tokens[start : start + MICROBATCH]
             self.append(part, every=True)
             for i in range(len(part)):
-                row = self.lib.llama_get_logits_ith(self._lone, i)
+                row = self.lib.llama_get_logits_ith(self._lone.context, i)
                 result[start + i] = np.ctypeslib.as_array(row, (self.vocab_size,))
         return result
 
     def nll(self, windows: Sequence[Sequence[int]]) -> float:
         # In a context of its own: ik_llama.cpp clears room for the most logits that a context ever made in every step.
-        timed, self._lone = self._lone, self._open(MICROBATCH, 1, shared=True)
+        timed, self._lone = self._lone, Lone(self._open(MICROBATCH, 1, Use.LONE))
         costs: list[float] = []
         for window in windows:
             first = len(window) // 2
@@ -171,14 +204,14 @@ class GgmlPeer(ABC):
             largest = rows.max(axis=1)
             norms = largest + np.log(np.exp(rows - largest[:, None]).sum(axis=1))
             costs += (norms - rows[np.arange(len(rows)), window[first + 1 :]]).tolist()
-        self.clear()
-        self.lib.llama_free(self._lone)
-        self._lone = timed
+        self.lib.llama_free(self._lone.context)
+        self._lone = self._last = timed
         return float(np.mean(costs))
 
     def close(self) -> None:
         self.lib.llama_batch_free(self._batch)
-        for context in filter(None, [self._lone, self._together]):
+        contexts = {id(one): one.context for one in (self._lone, self._deep)}.values()
+        for context in filter(None, [*contexts, self._together]):
             self.lib.llama_free(context)
 
 

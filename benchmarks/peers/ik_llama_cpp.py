@@ -14,7 +14,7 @@ from typing import Any
 from ik_llama_cpp import _ctypes_api as lib
 
 from benchmarks.peers import build
-from benchmarks.peers.ggml import MICROBATCH, SILENT, GgmlPeer
+from benchmarks.peers.ggml import MICROBATCH, SILENT, GgmlPeer, Use
 
 
 def _function(name: str, arguments: list[Any], result: Any = None) -> Any:
@@ -63,13 +63,13 @@ class IkLlamaCpp(GgmlPeer):
         self.vocab_size = int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._model)))
         super().__init__(context=context, sequences=sequences, each=each)
 
-    def _open(self, tokens: int, sequences: int, *, shared: bool) -> Any:
+    def _open(self, tokens: int, sequences: int, use: Use) -> Any:
         params = lib.llama_context_default_params()
         params.n_ctx = tokens
         params.n_seq_max = sequences
         params.n_batch = params.n_ubatch = MICROBATCH
         params.n_threads = params.n_threads_batch = self.threads
-        params.flash_attn = shared
+        params.flash_attn = use is not Use.TOGETHER
         context = lib.llama_init_from_model(self._model, params)
         if not context:
             raise RuntimeError(f"ik_llama.cpp makes no context of {tokens} tokens")
