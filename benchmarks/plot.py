@@ -78,14 +78,17 @@ def _roofline(axes: Any, good: Sequence[tuple[Result, Row]]) -> None:
     roof = np.minimum(peak, bandwidth * x)
     axes.plot(x, roof, color=INK, linewidth=1.5, zorder=2)
     axes.fill_between(x, roof, roof.max() * 8, color="#f1f1ef", zorder=0)
-    lowest = peak
+    lowest, named = peak, set[str]()
     for place, (result, line) in zip(places, good, strict=True):
         axes.plot([place, place], [1e-6, min(peak, bandwidth * place)], color="#dddddd", linewidth=0.8, zorder=1)
         for name, speed in line.speeds.items():
             height = speed.median * result.work.linear_macs / result.test.total / 1e9
             lowest = min(lowest, height)
             style = {"color": COLOURS[_base(name)], "marker": MARKERS[_base(name)], "edgecolors": "white"}
-            axes.scatter([place], [height], s=52, linewidths=0.7, zorder=4, **style)
+            label = peers.title(name) if name not in named else None
+            named.add(name)
+            axes.scatter([place], [height], s=52, linewidths=0.7, zorder=4, label=label, **style)
+    axes.legend(loc="lower right", framealpha=1, edgecolor="none")
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(lowest / 2, peak * 7))
     _label_tests(axes, places, [line.test for _, line in good], peak * 1.5)
     middle = float(np.sqrt(low * peak / bandwidth)) * 1.3
@@ -165,4 +168,4 @@ def _shares(axes: Any, lines: Sequence[Row]) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("share of the roofline that bounds the test")
-    axes.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(names), frameon=False)
