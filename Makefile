@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint peers bench bench-all clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -27,15 +27,19 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Peers are built for this CPU, as their users are told to: the wheels that they publish are not.
 $(VENV)/bench-installed: $(VENV)/installed
-	CMAKE_ARGS=-DGGML_NATIVE=ON $(BIN)/pip install --quiet --no-binary llama-cpp-python -e '.[bench]'
+	$(BIN)/pip install --quiet -e '.[bench]'
 	touch $@
 
-bench: $(VENV)/bench-installed  ## ryzc against llama.cpp on SmolLM2, interleaved; minutes, on an idle machine
-	$(BIN)/ryzc build smollm2 -o build/smollm2.ryzc
-	$(BIN)/python -m benchmarks.compare "$$($(BIN)/ryzc pull smollm2)" build/smollm2.ryzc -t 1
-	$(BIN)/python -m benchmarks.compare "$$($(BIN)/ryzc pull smollm2)" build/smollm2.ryzc -t 2
+# Peers are built for this CPU, as their users are told to: the wheels that they publish are not.
+peers: $(VENV)/bench-installed  ## build llama.cpp and ik_llama.cpp into the cache; ten minutes, once
+	$(BIN)/python -m benchmarks.peers.build
+
+bench: peers  ## ryzc against its peers on SmolLM2, interleaved, on one thread and two; minutes, on an idle machine
+	$(BIN)/python -m benchmarks.suite --models smollm2 -t 1,2 -r 3 --quick
+
+bench-all: peers  ## every model, prompts and contexts of 4,096 and 16,384 tokens too; hours
+	$(BIN)/python -m benchmarks.suite -t 1,2
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

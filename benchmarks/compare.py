@@ -32,11 +32,13 @@ PAUSE = 0.05
 llama.cpp's OpenMP threads spin for about 10 ms after their work. ``OMP_WAIT_POLICY=passive`` would send them to sleep
 at once, but costs llama.cpp two thirds of its speed at two threads, which would flatter us.
 """
+BEYOND_CACHE = 1 << 29
+"""Bytes that are read to learn the bandwidth of memory."""
 SCALING = 0.8
 """Share of perfect scaling below which a round is thrown away: it had not the cores that it asked for."""
 ROUNDS_AT_MOST = 3
 """Times the rounds asked for, where some are thrown away."""
-PATIENCE = 60.0
+PATIENCE = 30.0
 """Seconds after which a test gets no more rounds, if it has :data:`ENOUGH`."""
 ENOUGH = 3
 
@@ -100,7 +102,7 @@ class Comparison:
             return result
         start = time.perf_counter()
         for attempt in range(1 + ROUNDS_AT_MOST * rounds):
-            one = self._limits()
+            one = self._limits(int(result.work.bytes / len(spans)))
             for worker in self.workers:
                 if worker.name in result.failures:
                     continue
@@ -118,11 +120,12 @@ class Comparison:
                 break
         return result
 
-    def _limits(self) -> Round:
+    def _limits(self, step_bytes: int) -> Round:
         """A round with nothing in it but what the machine can do right now."""
         single = self.ours.call("int8_peak", threads=1)
         peak = self.ours.call("int8_peak", threads=self.threads) if self.threads > 1 else single
-        return Round(self.ours.call("bandwidth", threads=self.threads), peak, peak / (single * self.threads))
+        far, near = (self.ours.call("bandwidth", threads=self.threads, size=n) for n in (BEYOND_CACHE, step_bytes))
+        return Round(far, near, peak, peak / (single * self.threads))
 
     def _time(self, worker: Worker, test: Test) -> tuple[float, float]:
         """Seconds of a test, and of as many steps of one token where it verifies drafts (else 0)."""
@@ -131,16 +134,18 @@ class Comparison:
             return worker.call("prefill", tokens=tokens[: test.tokens]), 0.0
         single = 0.0
         if test.drafts:
-            worker.call("fill", tokens=tokens[: test.start], sequences=1)
+            worker.call("fill", tokens=tokens[: test.start], sequences=1, imitate=False)
             few = tokens[test.start : test.start + test.tokens // test.at_once]
             single = worker.call("decode", tokens=few, sequences=1, at_once=1)
-        worker.call("fill", tokens=tokens[: test.start], sequences=test.sequences)
+        imitate = test.start >= workload.DEEP and not self.about["windowed"]
+        worker.call("fill", tokens=tokens[: test.start], sequences=test.sequences, imitate=imitate)
         timed = tokens[test.start : test.reach]
         return worker.call("decode", tokens=timed, sequences=test.sequences, at_once=test.at_once), single
 
-    def perplexities(self, windows: int) -> dict[str, float | str]:
-        """By engine: perplexity on the first windows of :mod:`benchmarks.quality`, or why there is none."""
-        return quality.perplexities(self.workers, windows) | self.absent
+    def perplexities(self, windows: int | Sequence[Sequence[int]]) -> dict[str, float | str]:
+        """By engine: perplexity on the first so many windows of :mod:`benchmarks.quality` or on these, or why not."""
+        cut = quality.windows(self.ours, windows) if isinstance(windows, int) else windows
+        return quality.perplexities(self.workers, cut) | self.absent
 
 
 def compare(

@@ -10,7 +10,6 @@ import math
 import pydoc_data.topics
 from collections.abc import Sequence
 
-from benchmarks import peers
 from benchmarks.worker import PeerError, Worker
 
 CONTEXT = 512
@@ -22,14 +21,18 @@ def text() -> str:
     return "\n\n".join(topics[key] for key in sorted(topics))
 
 
-def perplexities(workers: Sequence[Worker], count: int) -> dict[str, float | str]:
-    """By engine, its perplexity on the first ``count`` windows (ryzc's tokenizer cuts them), or why it has none."""
-    ours = next(worker for worker in workers if peers.is_ours(worker.name))
-    windows = ours.call("windows", text=text(), context=CONTEXT, count=count)
+def windows(ours: Worker, count: int) -> list[list[int]]:
+    """The first ``count`` windows of the text, cut by ryzc's tokenizer."""
+    cut: list[list[int]] = ours.call("windows", text=text(), context=CONTEXT, count=count)
+    return cut
+
+
+def perplexities(workers: Sequence[Worker], cut: Sequence[Sequence[int]]) -> dict[str, float | str]:
+    """By engine, its perplexity on some windows, or why it has none."""
     found: dict[str, float | str] = {}
     for worker in workers:
         try:
-            found[worker.name] = math.exp(worker.call("nll", windows=windows))
+            found[worker.name] = math.exp(worker.call("nll", windows=cut))
         except PeerError as error:
             found[worker.name] = str(error)
     return found

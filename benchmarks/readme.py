@@ -1,8 +1,8 @@
 """Writes the measured numbers of README.md: ``python -m benchmarks.readme`` on an idle machine.
 
-For each sample: ryzc beside llama.cpp on the same file, as :mod:`benchmarks.compare` measures them, the
-build's time, and the perplexity of both engines on the golden windows. Everything between the two markers
-is replaced; nothing else in the README is a figure.
+For each sample: ryzc beside its peers on the same file, as :mod:`benchmarks.compare` measures them, the build's
+time, and the perplexity of the engines and of transformers on the golden windows. Everything between the two
+markers is replaced; nothing else in the README is a figure.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 import ryzc
-from benchmarks import peers
-from benchmarks.compare import OURS, Row, Test, compare
+from benchmarks import peers, table, workload
+from benchmarks.compare import Comparison, say
+from benchmarks.results import Result, Row, row
 from benchmarks.worker import PeerError
-from ryzc.runtime.perplexity import of_tokens
 from ryzc.sources import pull
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "reference"
 START, END = "<!-- measured: start -->", "<!-- measured: end -->"
-TESTS = [Test(prompt=512), Test(generate=128)]
-SAMPLES = {"smollm2": "SmolLM2-135M-Instruct", "gemma3-270m": "Gemma 3 270M"}
+TESTS = workload.tests(["pp512", "tg128", "batch8", "verify4"])
+WORK = {"pp512": "prompt of 512", "tg128": "one by one", "batch 8": "8 sequences", "verify 4": "verify 4 drafts"}
+SAMPLES = {"smollm2": "SmolLM2-135M", "gemma3-270m": "Gemma 3 270M"}
 
 
 def main() -> None:
@@ -51,11 +51,14 @@ def main() -> None:
 
 def report(threads: Sequence[int], rounds: int) -> str:
     """Markdown of everything measured."""
+    others = [name for name in peers.NATIVE if not peers.is_ours(name)]
+    titles = " | ".join(f"{peers.title(name)} tok/s" for name in others)
     speed = [
-        "| model | threads | test | ryzc tok/s | llama.cpp tok/s | ratio | share of roofline |",
-        "|---|--:|---|--:|--:|--:|--:|",
+        f"| model | threads | work | ryzc tok/s | {titles} | ryzc ÷ best | of roofline |",
+        f"|---|--:|---|--:|{'--:|' * len(others)}--:|--:|",
     ]
-    quality = ["| model | perplexity: float32 | llama.cpp | ryzc | build |", "|---|--:|--:|--:|--:|"]
+    engines = " | ".join(peers.title(name) for name in peers.NATIVE)
+    quality_ = [f"| model | perplexity: float32 | {engines} | build |", f"|---|--:|{'--:|' * len(peers.NATIVE)}--:|"]
     notes: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
         for sample, title in SAMPLES.items():
@@ -63,49 +66,37 @@ def report(threads: Sequence[int], rounds: int) -> str:
             start = time.perf_counter()
             bundle = ryzc.build(source, Path(scratch) / f"{sample}.ryzc")
             seconds = time.perf_counter() - start
+            with np.load(GOLDEN / f"{sample}.npz") as arrays:
+                windows = arrays["windows"].tolist()
+            found: dict[str, float | str] = {}
             for count in threads:
-                try:
-                    facts, rows = compare(source, bundle, TESTS, names=peers.NAMES, threads=count, rounds=rounds)
-                except PeerError as error:
-                    notes.append(f"{title}, {count} threads: not measured: {error}.")
-                    continue
-                speed += _speed(title, count, rows)
-                notes.append(_conditions(title, facts))
-            quality.append(_quality(sample, title, bundle, seconds))
-    return "\n".join([*speed, "", *quality, "", *(f"- {note}" for note in notes)])
+                say(f"{title}, {table.count(count, 'thread')}")
+                with Comparison(source, bundle, TESTS, names=peers.NATIVE, threads=count) as comparison:
+                    results = [comparison.run(test, rounds) for test in TESTS]
+                    found = found or comparison.perplexities(windows)
+                speed += [_speed(title, count, row(result), others) for result in results if result.rounds]
+                notes.append(f"{title}: {table.conditions(comparison.facts, results)}")
+                notes += _failures(title, results)
+            golden = json.loads((GOLDEN / f"{sample}.json").read_text(encoding="utf-8"))["perplexity"]
+            values = [golden["transformers_float32"]["perplexity"], *(found[name] for name in peers.NATIVE)]
+            cells = [f"{v:.3f}" if isinstance(v, float) else "no" for v in values]
+            quality_.append(f"| {title} | {' | '.join(cells)} | {seconds:.1f} s |")
+    return "\n".join([*speed, "", *quality_, "", *(f"- {note}" for note in dict.fromkeys(notes))])
 
 
-def _speed(title: str, threads: int, rows: Sequence[Row]) -> list[str]:
-    lines = []
-    for test in dict.fromkeys(row.test for row in rows):
-        ours, theirs = (next(r for r in rows if r.test == test and (r.engine == OURS) == own) for own in (True, False))
-        lines.append(
-            f"| {title} | {threads} | {test} | {ours.speed:.0f} | {theirs.speed:.0f} | {theirs.ratio:.1f}×"
-            f" | {ours.roofline:.0%} |"
-        )
-    return lines
-
-
-def _conditions(title: str, facts: Mapping[str, Any]) -> str:
-    others = ", ".join(f"{e['engine']} {e['version']}" for name, e in facts["engines"].items() if name != OURS)
+def _speed(title: str, threads: int, line: Row, others: Sequence[str]) -> str:
+    ours = line.speeds["ryzc"]
+    cells = [f"{line.speeds[name].median:.0f}" if name in line.speeds else "no" for name in others]
+    best = f"{line.speeds[line.best_peer].behind:.1f}×" if line.best_peer else ""
     return (
-        f"{title}, {facts['threads']} thread{'s' * (facts['threads'] > 1)}: {facts['model']}"
-        f" ({facts['engines'][OURS]['formats']}) on {facts['cpu']}, target {facts['engines'][OURS]['target']}, read"
-        f" bandwidth {facts['bandwidth'] / 1e9:.0f} GB/s, int8 peak {facts['int8_peak'] / 1e9:.0f} GMAC/s; medians of"
-        f" {facts['rounds']} interleaved rounds ({facts['thrown_away']} thrown away); ryzc {facts['commit']} beside"
-        f" {others}; {facts['date']}."
+        f"| {title} | {threads} | {WORK[line.test]} | {ours.median:.0f} | {' | '.join(cells)} | {best}"
+        f" | {ours.share:.0%} |"
     )
 
 
-def _quality(sample: str, title: str, bundle: Path, seconds: float) -> str:
-    """Perplexity on the golden windows of 512 tokens, second half scored, beside the golden engines'."""
-    golden = json.loads((GOLDEN / f"{sample}.json").read_text(encoding="utf-8"))["perplexity"]
-    with np.load(GOLDEN / f"{sample}.npz") as arrays:
-        windows = arrays["windows"]
-    with ryzc.load(bundle) as model:
-        ours = of_tokens(model, windows.ravel().tolist(), context=windows.shape[1]).value
-    exact, theirs = (golden[engine]["perplexity"] for engine in ("transformers_float32", "llama_cpp_shipped"))
-    return f"| {title} | {exact:.3f} | {theirs:.3f} | {ours:.3f} | {seconds:.1f} s |"
+def _failures(title: str, results: Sequence[Result]) -> list[str]:
+    """Why cells say no."""
+    return [f"{title}: {peers.title(n)} in {r.test.name}: {why}." for r in results for n, why in r.failures.items()]
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from benchmarks import peers
 from benchmarks.workload import Test
@@ -15,7 +17,8 @@ class Round:
     """What one round of a test measured.
 
     Attributes:
-        bandwidth: bytes a second on all threads.
+        bandwidth: bytes a second on all threads, from memory.
+        near_bandwidth: the same over no more bytes than a step reads, of which a large cache may hold a part.
         int8_peak: multiply-accumulates a second on all threads.
         scaling: ``int8_peak`` over that of one thread times the threads.
         seconds: by engine.
@@ -23,6 +26,7 @@ class Round:
     """
 
     bandwidth: float
+    near_bandwidth: float
     int8_peak: float
     scaling: float
     seconds: dict[str, float] = field(default_factory=dict)
@@ -95,6 +99,17 @@ class Row:
         """The fastest of the others."""
         others = [name for name in self.speeds if not peers.is_ours(name)]
         return min(others, key=lambda name: self.speeds[name].behind, default=None)
+
+
+def from_json(fields: Mapping[str, Any]) -> Result:
+    """A result as :func:`dataclasses.asdict` and JSON left it."""
+    return Result(
+        Test(**fields["test"]),
+        Work(**fields["work"]),
+        [Round(**one) for one in fields["rounds"]],
+        fields["thrown_away"],
+        dict(fields["failures"]),
+    )
 
 
 def limits(work: Work, one: Round) -> tuple[float, float, float]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks import peers
+from benchmarks import peers, results
 from benchmarks.results import Result, Row, row
 
 LEGEND = """\
@@ -16,15 +16,16 @@ Tokens a second: median of the rounds (slowest – fastest). `pp` takes in a pro
 steps of one token and so many drafts, with the logits of all; in brackets what such a step costs in steps of one token.
 The roofline is the larger of two times: reading the weights once a step and each sequence's keys and values once, at
 the read bandwidth; and the multiply-accumulates of the linear layers, at the int8 peak. "With attention" counts those
-of attention as well. Ratios are medians of ratios taken within a round; "best" is the fastest peer of the row."""
+of attention as well. A share above 100 % means that a cache held a part of what was read. Ratios are medians of ratios
+taken within a round; "best" is the fastest peer of the row."""
 
 
-def as_markdown(facts: Mapping[str, Any], results: Sequence[Result]) -> str:
+def as_markdown(facts: Mapping[str, Any], measured: Sequence[Result]) -> str:
     """The table with what a reader needs to judge it."""
-    rows = [row(result) for result in results]
+    rows = [row(result) for result in measured]
     names = list(dict.fromkeys(name for r in rows for name in (*r.speeds, *r.failures)))
     titles = [peers.title(name) for name in names]
-    lines = [conditions(facts, results), ""]
+    lines = [conditions(facts, measured), ""]
     lines += [
         f"| test | roofline | {' | '.join(titles)} | ryzc ÷ best | of roofline | with attention |",
         f"|---|--:|{'--:|' * len(names)}--:|--:|--:|",
@@ -43,17 +44,21 @@ def as_markdown(facts: Mapping[str, Any], results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def conditions(facts: Mapping[str, Any], results: Sequence[Result]) -> str:
+def conditions(facts: Mapping[str, Any], measured: Sequence[Result]) -> str:
     """Machine, model, engines and limits in one paragraph."""
     ours = next(e for name, e in facts["engines"].items() if peers.is_ours(name))
     others = [e for name, e in facts["engines"].items() if not peers.is_ours(name)]
-    rounds = [one for result in results for one in result.rounds]
-    thrown = sum(result.thrown_away for result in results)
+    rounds = [one for result in measured for one in result.rounds]
+    thrown = sum(result.thrown_away for result in measured)
     machine = ""
     if rounds:
         bandwidth = statistics.median(one.bandwidth for one in rounds) / 1e9
+        near = statistics.median(one.near_bandwidth for one in rounds) / 1e9
         peak = statistics.median(one.int8_peak for one in rounds) / 1e9
-        machine = f", read bandwidth {bandwidth:.0f} GB/s, int8 peak {peak:.0f} GMAC/s"
+        machine = (
+            f", read bandwidth {bandwidth:.0f} GB/s ({near:.0f} GB/s over as many bytes as a step reads), int8 peak"
+            f" {peak:.0f} GMAC/s"
+        )
     beside = " and ".join(f"{e['engine']} ({e['version']})" for e in others)
     return (
         f"{facts['model']} ({ours['formats']}) on {facts['cpu']}, {count(facts['threads'], 'thread')}, target"
@@ -73,9 +78,15 @@ def quality_line(facts: Mapping[str, Any]) -> str:
     return f"Perplexity on the same windows: {', '.join(values)}."
 
 
-def as_json(facts: Mapping[str, Any], results: Sequence[Result]) -> dict[str, Any]:
+def as_json(facts: Mapping[str, Any], measured: Sequence[Result]) -> dict[str, Any]:
     """Everything: facts, samples and lines."""
-    return {**facts, "results": [asdict(result) for result in results], "table": [asdict(row(r)) for r in results]}
+    return {**facts, "results": [asdict(result) for result in measured], "table": [asdict(row(r)) for r in measured]}
+
+
+def from_json(record: Mapping[str, Any]) -> tuple[dict[str, Any], list[Result]]:
+    """The facts and results that :func:`as_json` wrote."""
+    facts = {key: value for key, value in record.items() if key not in ("results", "table")}
+    return facts, [results.from_json(fields) for fields in record["results"]]
 
 
 def count(number: int, noun: str) -> str:

@@ -6,10 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-STEPS = 32
-"""Steps of a test that has many tokens a step or a deep context."""
+STEPS = 16
+"""Steps of a test that has several tokens in each."""
 SHALLOW = 64
 """Tokens that each of several sequences, or one that verifies drafts, holds at the start."""
+DEEP = 2048
+"""Tokens from which on a context is imitated where it can be, see :meth:`benchmarks.peers.Peer.fill`."""
 FORM = "pp512, tg128, tg32@4096, batch8 or verify4"
 
 
@@ -89,7 +91,7 @@ def parse(text: str) -> Test:
         return Test(f"tg{number}" + (f" @ d{depth}" if depth else ""), number, depth)
     if kind == "batch":
         return Test(f"batch {number}", STEPS, SHALLOW, sequences=number)
-    return Test(f"verify {number}", STEPS // 2 * (number + 1), SHALLOW, at_once=number + 1)
+    return Test(f"verify {number}", STEPS * (number + 1), SHALLOW, at_once=number + 1)
 
 
 def tests(names: Sequence[str]) -> list[Test]:
@@ -98,5 +100,4 @@ def tests(names: Sequence[str]) -> list[Test]:
 
 
 QUICK = ("pp512", "tg128", "batch2", "batch4", "batch8", "batch16", "verify4", "verify8")
-FULL = ("pp512", "pp4096", "tg32@4096", "tg128", "batch2", "batch4", "batch8", "batch16", "verify4", "verify8")
-DEEP = ("tg32@16384",)
+FULL = (*QUICK, "pp4096", "tg32@4096", "tg32@16384")

@@ -55,8 +55,13 @@ class Peer(Protocol):
     def prefill(self, tokens: Sequence[int]) -> float:
         """Forget everything, then take in a prompt; the logits of its last token are made."""
 
-    def fill(self, tokens: Sequence[int], sequences: int) -> None:
-        """Make each sequence hold ``tokens``, not timed; a lone sequence that begins with them is only cut."""
+    def fill(self, tokens: Sequence[int], sequences: int, imitate: bool) -> None:
+        """Make each sequence hold ``tokens``, not timed; a lone sequence that begins with them is only cut.
+
+        Args:
+            imitate: the lone sequence may be filled with copies of the keys and values of its first tokens: as much
+                to read as a context of that depth, for a fraction of the time. Not where layers see a window.
+        """
 
     def decode(self, tokens: Sequence[int], sequences: int, at_once: int) -> float:
         """Append ``tokens`` to every sequence, ``at_once`` of them to each in a step; logits are made for each."""

@@ -6,18 +6,44 @@ import ctypes
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks import workload
+
 MICROBATCH = 512
-SHORT = 512
-"""Tokens that are really taken in where a deep context is only needed for its size; see :meth:`GgmlPeer.fill`."""
+SAMPLE = 512
+"""Tokens that an imitated context repeats, see :meth:`benchmarks.peers.Peer.fill`."""
+
+
+class Use(Enum):
+    """What a context is for; an engine may have a best setting for each."""
+
+    LONE = "one sequence, prompts above all"
+    DEEP = "one sequence that generates after thousands of tokens"
+    TOGETHER = "several short sequences"
+
+
+@dataclass
+class Lone:
+    """A context with one sequence.
+
+    Attributes:
+        held: its tokens.
+        imitated: how many of them take room in the cache, but no positions.
+    """
+
+    context: Any
+    held: list[int] = field(default_factory=list)
+    imitated: int = 0
 
 
 class GgmlPeer(ABC):
-    """A model in an engine of the ggml family, with a context for one long sequence and one for several short ones.
+    """A model in an engine of the ggml family, with a context for each :class:`Use`.
 
     Attributes:
         lib: the module that holds the engine's C functions.
@@ -28,24 +54,31 @@ class GgmlPeer(ABC):
     vocab_size: int
 
     def __init__(self, *, context: int, sequences: int, each: int) -> None:
-        self._context, self._sequences, self._each = context, sequences, each
+        self._room, self._each = context, each
         self._batch = self.lib.llama_batch_init(MICROBATCH, 0, 1)
-        self._lone = self._open(context, 1)
-        self._together = self._open(each, sequences) if sequences > 1 else None
-        self._held: list[int] = []
+        self._lone = Lone(self._open(context, 1, Use.LONE))
+        deep = context > workload.DEEP
+        self._deep = Lone(self._open(context, -(-context // SAMPLE), Use.DEEP)) if deep else self._lone
+        self._together = self._open(each * sequences, sequences, Use.TOGETHER) if sequences > 1 else None
+        self._prompt: list[int] = []  # of the sequences that step together
         self._lengths = [0] * sequences
+        self._last = self._lone  # that was filled or cleared
 
     @abstractmethod
-    def _open(self, tokens: int, sequences: int) -> Any:
-        """A context in which each of ``sequences`` holds ``tokens`` tokens."""
+    def _open(self, tokens: int, sequences: int, use: Use) -> Any:
+        """A context for so many tokens in all."""
 
     @abstractmethod
     def _forget(self, context: Any) -> None:
         """Empty a context."""
 
     @abstractmethod
-    def _cut(self, context: Any, length: int) -> None:
-        """Forget what the lone sequence holds from position ``length`` on."""
+    def _cut(self, context: Any, sequence: int, length: int) -> None:
+        """Forget what a sequence holds from position ``length`` on."""
+
+    @abstractmethod
+    def _repeat(self, context: Any, copies: int) -> None:
+        """Let sequence 0 hold what it holds ``copies`` times over, at the same positions."""
 
     @abstractmethod
     def _synchronize(self, context: Any) -> None:
@@ -75,7 +108,7 @@ class GgmlPeer(ABC):
         return seconds
 
     def append(self, tokens: Sequence[int], *, every: bool = False) -> float:
-        """Append tokens to the lone sequence, :data:`MICROBATCH` at a time.
+        """Append tokens to the sequence that was filled or cleared last, :data:`MICROBATCH` at a time.
 
         Args:
             every: whether every token's logits are made, not only the last one's.
@@ -83,38 +116,58 @@ class GgmlPeer(ABC):
         Raises:
             RuntimeError: they do not fit.
         """
-        start, seconds = len(self._held), 0.0
-        if start + len(tokens) > self._context:
-            raise RuntimeError(f"{start + len(tokens)} tokens do not fit into a context of {self._context}")
+        one, start, seconds = self._last, len(self._last.held), 0.0
+        if start + len(tokens) > self._room:
+            raise RuntimeError(f"{start + len(tokens)} tokens do not fit into a context of {self._room}")
+        entries = [
+            (token, start - one.imitated + i, 0, every or i == len(tokens) - 1) for i, token in enumerate(tokens)
+        ]
         for first in range(0, len(tokens), MICROBATCH):
-            part = tokens[first : first + MICROBATCH]
-            seconds += self._step(
-                self._lone,
-                [(t, start + first + i, 0, every or first + i == len(tokens) - 1) for i, t in enumerate(part)],
-            )
-        self._held += tokens
+            seconds += self._step(one.context, entries[first : first + MICROBATCH])
+        one.held += tokens
         return seconds
 
     def clear(self) -> None:
-        """Forget the lone sequence."""
-        self._forget(self._lone)
-        self._held = []
+        """Forget the lone sequence; what is appended next starts a new one."""
+        self._clear(self._lone)
+
+    def _clear(self, one: Lone) -> None:
+        self._forget(one.context)
+        one.held, one.imitated = [], 0
+        self._last = one
 
     def prefill(self, tokens: Sequence[int]) -> float:
         self.clear()
         return self.append(tokens)
 
-    def fill(self, tokens: Sequence[int], sequences: int) -> None:
+    def fill(self, tokens: Sequence[int], sequences: int, imitate: bool) -> None:
         if sequences > 1:
-            self._forget(self._together)
-            for sequence in range(sequences):
-                self._step(self._together, [(t, i, sequence, i == len(tokens) - 1) for i, t in enumerate(tokens)])
+            if self._prompt != list(tokens):
+                self._forget(self._together)
+                self._prompt, self._lengths = list(tokens), [0] * len(self._lengths)
+            for sequence, length in enumerate(self._lengths):
+                if sequence >= sequences:
+                    self._cut(self._together, sequence, 0)
+                    self._lengths[sequence] = 0
+                elif length:
+                    self._cut(self._together, sequence, len(tokens))
+                else:
+                    self._step(self._together, [(t, i, sequence, i == len(tokens) - 1) for i, t in enumerate(tokens)])
             self._lengths[:sequences] = [len(tokens)] * sequences
-        elif self._held[: len(tokens)] == list(tokens):
-            self._cut(self._lone, len(tokens))
-            self._held = list(tokens)
-        else:
-            self.prefill(tokens)
+            return
+        one = self._deep if len(tokens) >= workload.DEEP else self._lone
+        if one.held[: len(tokens)] == list(tokens):
+            self._cut(one.context, 0, len(tokens) - one.imitated)
+            one.held, self._last = list(tokens), one
+            return
+        self._clear(one)
+        if imitate:
+            self.append(tokens[:SAMPLE])
+            copies = len(tokens) // SAMPLE
+            self._repeat(one.context, copies)
+            one.held, one.imitated = list(tokens[: copies * SAMPLE]), (copies - 1) * SAMPLE
+        if rest := tokens[len(one.held) :]:
+            self.append(rest)
 
     def decode(self, tokens: Sequence[int], sequences: int, at_once: int) -> float:
         if sequences == 1:
@@ -137,11 +190,13 @@ class GgmlPeer(ABC):
             part = tokens[start : start + MICROBATCH]
             self.append(part, every=True)
             for i in range(len(part)):
-                row = self.lib.llama_get_logits_ith(self._lone, i)
+                row = self.lib.llama_get_logits_ith(self._lone.context, i)
                 result[start + i] = np.ctypeslib.as_array(row, (self.vocab_size,))
         return result
 
     def nll(self, windows: Sequence[Sequence[int]]) -> float:
+        # In a context of its own: ik_llama.cpp clears room for the most logits that a context ever made in every step.
+        timed, self._lone = self._lone, Lone(self._open(MICROBATCH, 1, Use.LONE))
         costs: list[float] = []
         for window in windows:
             first = len(window) // 2
@@ -149,11 +204,14 @@ class GgmlPeer(ABC):
             largest = rows.max(axis=1)
             norms = largest + np.log(np.exp(rows - largest[:, None]).sum(axis=1))
             costs += (norms - rows[np.arange(len(rows)), window[first + 1 :]]).tolist()
+        self.lib.llama_free(self._lone.context)
+        self._lone = self._last = timed
         return float(np.mean(costs))
 
     def close(self) -> None:
         self.lib.llama_batch_free(self._batch)
-        for context in filter(None, [self._lone, self._together]):
+        contexts = {id(one): one.context for one in (self._lone, self._deep)}.values()
+        for context in filter(None, [*contexts, self._together]):
             self.lib.llama_free(context)
 
 

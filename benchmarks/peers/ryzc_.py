@@ -20,6 +20,9 @@ from ryzc.runtime.pages import PagePool
 from ryzc.runtime.step import CompiledModel
 from ryzc.runtime.tokenizer import SETTINGS_FILE, TOKENIZER_FILE, Tokenizer
 
+SAMPLE = 512
+"""Tokens that an imitated context repeats."""
+
 
 class Ryzc:
     """One bundle. Its times include everything that a step costs in Python.
@@ -43,7 +46,7 @@ class Ryzc:
         self._forget()
         return self._prompt(0, tokens)
 
-    def fill(self, tokens: Sequence[int], sequences: int) -> None:
+    def fill(self, tokens: Sequence[int], sequences: int, imitate: bool) -> None:
         if sequences == 1 and self._held[0][: len(tokens)] == list(tokens):
             del self._held[0][len(tokens) :]
             for other in range(1, len(self._held)):
@@ -51,8 +54,22 @@ class Ryzc:
                 self._held[other] = []
             return
         self._forget()
+        if imitate:
+            self._imitate(tokens)
+            return
         for sequence in range(sequences):
             self._prompt(sequence, tokens)
+
+    def _imitate(self, tokens: Sequence[int]) -> None:
+        """Let the pages of the first tokens stand for all others."""
+        self._prompt(0, tokens[:SAMPLE])
+        whole = SAMPLE // self._model.page_tokens
+        self._pool.resize(0, len(tokens))
+        pages = self._model._kv[: self._pool.pages * self._model.plan.kv.page_bytes].reshape(self._pool.pages, -1)
+        table = self._model.page_table[0, : self._pool.held(0)]
+        for i in range(whole, len(table)):
+            pages[table[i]] = pages[table[i % whole]]
+        self._held[0] = list(tokens)
 
     def decode(self, tokens: Sequence[int], sequences: int, at_once: int) -> float:
         first = len(self._held[0])
@@ -106,9 +123,8 @@ class Ryzc:
                     costs.append(math.log(float(result.row_sum[row])) + float(result.row_max[row]) - logit)
         return statistics.fmean(costs)
 
-    def bandwidth(self, threads: int) -> float:
-        """Bytes a second that ``threads`` threads read from memory."""
-        size = 1 << 29
+    def bandwidth(self, threads: int, size: int) -> float:
+        """Bytes a second that ``threads`` threads read of ``size`` bytes that were just written."""
         return size / self._model.probe_read(size, threads)
 
     def int8_peak(self, threads: int) -> float:
@@ -134,6 +150,7 @@ class Ryzc:
             "vocab_size": plan.vocab_size,
             "context_length": plan.context_length,
             "max_tokens": self._model.max_tokens,
+            "windowed": any(plan.kv.windows),
         }
 
     def close(self) -> None:
