@@ -53,7 +53,7 @@ class ToyStep:
         self.page_table = np.zeros((1, self.pages), np.int32)
         self.pool = np.full((self.pages, self.page_tokens), -1, np.int64)
         self.plan = SimpleNamespace(context_length=256)
-        self.target, self.threads = SimpleNamespace(name="toy"), 1
+        self.target, self.threads, self.weights = SimpleNamespace(name="toy"), 1, "copy"
         self.script = list(script)
         """Where it is not empty: the tokens that follow the prompt, whatever it is."""
         self.prompt_length = 0

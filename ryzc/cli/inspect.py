@@ -27,7 +27,8 @@ DEFAULT_CONTEXT = 4096
 @click.option("--asm", metavar="KERNEL", help="The assembly of a kernel.")
 @click.option("--tuning", "show_tuning", is_flag=True, help="What the tuner measured and chose (`ryzc build --tune`).")
 @click.option("--target", help="The CPU for --asm; by default the best for this machine.")
-@click.option("--json", "as_json", is_flag=True, help="The contents, or --tuning, as JSON.")
+@click.option("--memory", is_flag=True, help="What a process that runs the bundle holds in memory, part by part.")
+@click.option("--json", "as_json", is_flag=True, help="The contents, or --tuning or --memory, as JSON.")
 def command(
     model: str,
     ctx_size: int | None,
@@ -35,11 +36,16 @@ def command(
     asm: str | None,
     show_tuning: bool,
     target: str | None,
+    memory: bool,
     as_json: bool,
 ) -> None:
     """Show what is inside a bundle or a source."""
-    if sum([after is not None, asm is not None, as_json or show_tuning]) > 1:
-        raise UsageError("--after, --asm and --json or --tuning exclude each other", hint="give one of them")
+    views = {"--after": after is not None, "--asm": asm is not None, "--tuning": show_tuning, "--memory": memory}
+    given = [name for name, chosen in views.items() if chosen]
+    if len(given) > 1 or (as_json and given in (["--after"], ["--asm"])):
+        raise UsageError(
+            f"{' and '.join([*given, *(['--json'] if as_json else [])])} exclude each other", hint="give one of them"
+        )
     if target is not None and asm is None:
         raise UsageError("--target says for which CPU --asm shows a kernel", hint="add --asm KERNEL")
     from ryzc.bundle import Bundle, is_bundle
@@ -74,6 +80,15 @@ def command(
             f"a context of {context} tokens is not possible",
             hint=f"this model was trained for up to {plan.context_length} tokens (-c)",
         )
+    if memory:
+        from ryzc.cli import _memory
+
+        if bundle is None:
+            raise UsageError("--memory is about the process that runs a bundle", hint=f"build it: ryzc build {model}")
+        footprint = _memory.predict(bundle, context)
+        said = _memory.report(footprint, context)
+        click.echo(json.dumps(said, indent=2) if as_json else _memory.text(footprint, context))
+        return
     report = {**about, **about_plan(plan, context)}
     click.echo(json.dumps(report, indent=2) if as_json else _terminal.printable(text(report)))
 

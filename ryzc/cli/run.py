@@ -15,6 +15,7 @@ from ryzc.errors import UsageError, UserError
 if TYPE_CHECKING:
     from ryzc.runtime.engine import Generation, Model, Prompt
 
+WEIGHTS = {None: "auto", True: "map", False: "copy"}
 HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
 
 
@@ -42,6 +43,11 @@ HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an
 )
 @click.option("-c", "--ctx-size", type=click.IntRange(1), help="Tokens of prompt and answer together; by default 4096.")
 @click.option("-t", "--threads", type=click.IntRange(1), help="Threads; by default the physical cores.")
+@click.option(
+    "--mmap/--no-mmap",
+    default=None,
+    help="Map the weights' file, or copy it into huge pages, which reads faster; by default a copy if memory allows.",
+)
 @click.option("-sys", "--system", help="A system message.")
 @click.option("--raw", is_flag=True, help="Continue the text as it is, without the chat template.")
 @click.option("-v", "--verbose", is_flag=True, help="Time to first token and tokens/s, to stderr.")
@@ -50,6 +56,7 @@ def command(
     prompt: str | None,
     ctx_size: int | None,
     threads: int | None,
+    mmap: bool | None,
     system: str | None,
     raw: bool,
     verbose: bool,
@@ -75,12 +82,9 @@ def command(
         raise UsageError("the prompt is empty", hint="give a text as the second argument or on stdin")
     bundle = bundle_for(model)
     start = time.perf_counter()
-    with load(bundle, context=ctx_size, threads=threads) as loaded:
-        seconds = time.perf_counter() - start
+    with load(bundle, context=ctx_size, threads=threads, weights=WEIGHTS[mmap]) as loaded:
         if verbose:
-            _terminal.say(
-                f"[{loaded.compiled.target.name}, {loaded.compiled.threads} threads, loaded in {seconds:.2f} s]"
-            )
+            _terminal.say(loading(loaded, time.perf_counter() - start))
         session = Session(loaded, system, raw, verbose, {"max_tokens": None if predict < 0 else predict, **sampling})
         if prompt is not None:
             session.answer(prompt)
@@ -165,6 +169,16 @@ class Session:
         except UserError as error:
             hint = "/clear forgets the conversation" if len(self.messages) > len(self.start) else error.hint
             _terminal.say(f"error: {error}" + (f"\nhint: {hint}" if hint else ""))
+
+
+def loading(model: Model, seconds: float) -> str:
+    """One line about what was loaded and how."""
+    from ryzc.runtime.memory import huge_bytes
+
+    compiled = model.compiled
+    held = {"map": "weights mapped", "copy": "weights copied"}[compiled.weights]
+    huge = f"{_terminal.size(huge_bytes())} in huge pages"
+    return f"[{compiled.target.name}, {compiled.threads} threads, {held}, {huge}, loaded in {seconds:.2f} s]"
 
 
 def statistics(generation: Generation) -> str:

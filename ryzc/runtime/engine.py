@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ryzc.bundle import Bundle
 from ryzc.errors import ContextError, UsageError
+from ryzc.runtime import memory
 from ryzc.runtime.pages import PagePool
 from ryzc.runtime.sampling import Sampler, SamplingParams
 from ryzc.runtime.step import CompiledModel, StepResult
@@ -61,16 +62,19 @@ def load(
         )
     template = bundle.text(TEMPLATE_FILE) if bundle.has(TEMPLATE_FILE) else None
     with ThreadPoolExecutor(1) as beside:  # a large vocabulary takes as long as the weights
-        tokenizer = beside.submit(_tokenizer, bundle)
+        tokenizer = beside.submit(read_tokenizer, bundle)
         compiled = CompiledModel(bundle, context=context, threads=threads, weights=weights)
         try:
-            return Model(compiled, tokenizer.result(), template)
+            model = Model(compiled, tokenizer.result(), template)
+            memory.trim()
+            return model
         except BaseException:
             compiled.close()
             raise
 
 
-def _tokenizer(bundle: Bundle) -> Tokenizer:
+def read_tokenizer(bundle: Bundle) -> Tokenizer:
+    """A bundle's tokenizer."""
     return Tokenizer(bundle.text(TOKENIZER_FILE), json.loads(bundle.text(SETTINGS_FILE)))
 
 

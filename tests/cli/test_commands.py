@@ -286,7 +286,14 @@ def test_inspect_shows_assembly(chat_bundle: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize(
     "arguments",
-    [["-c", "257"], ["--after", "linear"], ["--json", "--asm", "x"], ["--target", "znver4"], ["-c", "0"]],
+    [
+        ["-c", "257"],
+        ["--after", "linear"],
+        ["--memory", "--asm", "x"],
+        ["--json", "--asm", "x"],
+        ["--target", "znver4"],
+        ["-c", "0"],
+    ],
     ids=" ".join,
 )
 def test_inspect_refuses(arguments: list[str], chat_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,7 +67,7 @@ def test_one_prompt(terminal: Terminal) -> None:
     step.prompt_length = len(model.tokenize("x"))
     terminal.use(model, step)
     assert terminal.run("x", "--temp", "0", "-c", "32", "-t", "3") == (0, "hello\n", "")
-    assert terminal.loaded == {"path": Path("m.ryzc"), "context": 32, "threads": 3}
+    assert terminal.loaded == {"path": Path("m.ryzc"), "context": 32, "threads": 3, "weights": "auto"}
     assert step.closed
 
 
@@ -135,10 +135,18 @@ def test_verbose_talks_to_stderr(terminal: Terminal) -> None:
     terminal.use(*scripted("hello", prompt=2))
     code, out, err = terminal.run("x", "--temp", "0", "--raw", "--verbose")
     assert (code, out) == (0, "hello\n")
-    assert "toy, 1 threads, loaded in" in err
+    assert "toy, 1 threads, weights copied, " in err
+    assert "in huge pages, loaded in" in err
     assert "first token after" in err
     assert "tok/s" in err
     assert "ended by stop" in err
+
+
+def test_how_weights_are_held(terminal: Terminal) -> None:
+    for flags, way in (([], "auto"), (["--mmap"], "map"), (["--no-mmap"], "copy")):
+        terminal.use(*scripted("hello", prompt=2))
+        assert terminal.run("x", "--raw", *flags)[0] == 0
+        assert terminal.loaded["weights"] == way
 
 
 def test_a_full_context_is_told(terminal: Terminal) -> None:

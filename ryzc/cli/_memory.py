@@ -1,0 +1,145 @@
+"""What a process that runs a bundle holds in memory (RSS), predicted.
+
+What the plan says is computed: weights, keys and values, scratch, code. What depends on this machine's
+Python and libraries, and the tokenizer, whose library tells nobody its size, are measured in a process
+of their own that loads them and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ryzc.bundle import Bundle
+from ryzc.bundle.plan import Plan
+from ryzc.cli import _terminal
+from ryzc.errors import InternalError
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of RSS once a context is full.
+
+    Attributes:
+        weights: held as a copy.
+        mapped_weights: of the mapped file: a table of which only rows are looked up does not count.
+        keys_and_values: of the whole context; pages appear as it fills.
+        scratch: of a full step with one row of logits.
+        code: kernels.
+        tokenizer: it, the plan and the chat template.
+        python: the interpreter and its libraries, with all that ryzc imports.
+    """
+
+    weights: int
+    mapped_weights: int
+    keys_and_values: int
+    scratch: int
+    code: int
+    tokenizer: int
+    python: int
+
+    def total(self, way: str) -> int:
+        """The RSS with weights held as ``copy`` or ``map``; what is mapped, processes share."""
+        weights = self.weights if way == "copy" else self.mapped_weights
+        return weights + self.keys_and_values + self.scratch + self.code + self.tokenizer + self.python
+
+
+def predict(bundle: Bundle, context: int) -> Footprint:
+    """The memory of ``ryzc run`` with a context of so many tokens.
+
+    Raises:
+        InternalError: the process that measures failed.
+    """
+    plan = bundle.plan
+    code = bundle.kernel_path(_target(bundle))
+    python, tokenizer = _measured(bundle.path)
+    return Footprint(
+        weights=sum(weight.bytes for weight in plan.weights),
+        mapped_weights=sum(weight.bytes for weight in plan.weights if weight.name in _read_whole(plan)),
+        keys_and_values=-(-context // plan.kv.page_tokens) * plan.kv.page_bytes,
+        scratch=plan.arena_bytes - (plan.max_rows - 1) * 4 * plan.logits_stride,
+        code=code.stat().st_size,
+        tokenizer=tokenizer,
+        python=python,
+    )
+
+
+def report(footprint: Footprint, context: int) -> dict[str, Any]:
+    """For ``--json``; bytes."""
+    totals = {"total_copied": footprint.total("copy"), "total_mapped": footprint.total("map")}
+    return {"context": context, **asdict(footprint), **totals}
+
+
+def text(footprint: Footprint, context: int) -> str:
+    """For people: a column for each way of holding weights."""
+    f, size = footprint, _terminal.size
+    both = {
+        "keys and values": f.keys_and_values,
+        "scratch": f.scratch,
+        "code": f.code,
+        "tokenizer": f.tokenizer,
+        "Python and libraries": f.python,
+    }
+    rows = [
+        ["", "weights copied", "mapped (--mmap)"],
+        ["weights", size(f.weights), f"{size(f.mapped_weights)}, shared"],
+        *([name, size(nbytes), size(nbytes)] for name, nbytes in both.items()),
+        ["total", size(f.total("copy")), size(f.total("map"))],
+        *[["with an empty one", *(size(f.total(way) - f.keys_and_values) for way in ("copy", "map"))]],
+    ]
+    return f"memory of a process whose context of {context} tokens is full\n{_terminal.table(rows, indent='  ')}"
+
+
+def _target(bundle: Bundle) -> str:
+    from ryzc import targets
+    from ryzc.errors import TargetError
+
+    try:
+        return bundle.choose(targets.detect()).name
+    except TargetError:  # the others are about as large
+        return bundle.targets[0]
+
+
+def _read_whole(plan: Plan) -> set[str]:
+    """Names of weights that some kernel reads from end to end."""
+    tables = {kernel.symbol for kernel in plan.kernels if kernel.family == "embedding"}
+    calls = (call for phase in plan.phases for call in phase if call.kernel not in tables)
+    return {operand.name for call in calls for operand in call.operands if operand.space == "weights"}
+
+
+def _measured(path: Path) -> tuple[int, int]:
+    """RSS of a process that has imported what ``ryzc run`` imports, and what a bundle's small files add."""
+    child = subprocess.run([sys.executable, "-m", __name__, str(path)], capture_output=True, text=True, check=False)
+    if child.returncode:
+        raise InternalError(f"measuring the memory of {path} failed: {child.stderr.strip()}")
+    python, all_ = json.loads(child.stdout)
+    return python, all_ - python
+
+
+def resident(status: Path = Path("/proc/self/status")) -> int:
+    """Bytes of RSS of a process, by default this one."""
+    found = re.search(r"^VmRSS:\s*(\d+) kB$", status.read_text("ascii"), re.M)
+    return int(found[1]) << 10 if found else 0
+
+
+def _measure(path: str) -> None:
+    """The child's part."""
+    from ryzc.cli import run  # noqa: F401
+    from ryzc.runtime import chat, engine, memory
+
+    python = resident()
+    bundle = Bundle.open(path)
+    held = [engine.read_tokenizer(bundle), bundle]
+    if bundle.has(engine.TEMPLATE_FILE):
+        held.append(chat.ChatTemplate(bundle.text(engine.TEMPLATE_FILE), "", ""))
+    memory.trim()
+    sys.stdout.write(json.dumps([python, resident()]))
+
+
+if __name__ == "__main__":
+    _measure(sys.argv[1])
