@@ -82,7 +82,7 @@ def test_linear_kernels_multiply_in_zmm_registers(model: str, target: str, plans
 def test_the_linked_code_holds_the_same_instructions(
     model: str, target: str, plans: dict[str, Plan], compiled: Callable[[str, str], bytes], tmp_path: Path
 ) -> None:
-    functions = _functions(_tool(tmp_path, compiled(model, target), "objdump", "-d", "--no-show-raw-insn"))
+    functions = _functions(_tool(tmp_path, compiled(model, target), "objdump", "-d", "--wide", "--no-show-raw-insn"))
     assert "(bad)" not in "".join(functions.values())
     for kernel in [*_integer_linears(plans[model]), "probe_int8"]:
         assert re.search(r"vpdpbusd .*%zmm", functions[kernel]), kernel
@@ -106,7 +106,7 @@ def test_no_kernel_goes_beyond_avx2(model: str, target: str, plans: dict[str, Pl
 def test_the_linked_code_stays_within_avx2(
     model: str, target: str, compiled: Callable[[str, str], bytes], tmp_path: Path
 ) -> None:
-    text = _tool(tmp_path, compiled(model, target), "objdump", "-d")
+    text = _tool(tmp_path, compiled(model, target), "objdump", "-d", "--wide")
     assert "(bad)" not in text
     assert "vpmaddubsw" in text
     assert EVEX_TEXT.search(text) is None
@@ -115,7 +115,7 @@ def test_the_linked_code_stays_within_avx2(
 
 @needs_binutils
 def test_evex_would_be_seen(compiled: Callable[[str, str], bytes], tmp_path: Path) -> None:
-    text = _tool(tmp_path, compiled("smollm2", "znver4"), "objdump", "-d")
+    text = _tool(tmp_path, compiled("smollm2", "znver4"), "objdump", "-d", "--wide")
     assert EVEX_TEXT.search(text)
     assert EVEX_BYTES.search(text)
 

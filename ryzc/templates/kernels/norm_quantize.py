@@ -8,6 +8,7 @@ from typing import ClassVar
 from llvmlite import ir
 
 from ryzc.codegen.isa import Isa
+from ryzc.codegen.vector import Value
 from ryzc.templates.kernels import activations as act
 from ryzc.templates.kernels import rms
 from ryzc.templates.kernels.kernel import Kernel, begin, context_field, require_multiple, share

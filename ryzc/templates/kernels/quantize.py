@@ -8,7 +8,7 @@ from typing import ClassVar
 from llvmlite import ir
 
 from ryzc.codegen.isa import Isa
-from ryzc.codegen.vector import F32, vec
+from ryzc.codegen.vector import F32, Value, vec
 from ryzc.templates.kernels import activations as act
 from ryzc.templates.kernels.kernel import Kernel, begin, context_field, require_multiple, share
 from ryzc.templates.kernels.quantize_row import LANES, quantize_row

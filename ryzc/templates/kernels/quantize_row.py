@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ryzc.codegen.vector import F32, I8, I32, Function, Value, vec
+from ryzc.codegen.vector import I8, Function, Value
 from ryzc.templates.kernels import activations as act
 
 LANES = 16
