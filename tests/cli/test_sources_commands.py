@@ -136,7 +136,8 @@ def test_build_prints_the_bundle(
         cli.main(["build", str(source), "-o", str(output), "--target", "znver2, znver4", "--activations", "f32"]) == 0
     )
     assert capsys.readouterr() == (f"{output}\n", "")
-    assert builds.calls[1:] == [(str(source), output, {"targets": ("znver2", "znver4"), "activations": "f32"})]
+    options = {"targets": ("znver2", "znver4"), "activations": "f32", "tune": False}
+        assert builds.calls[1:] == [(str(source), output, options)]
 
 
 @pytest.mark.parametrize("command", ["build", "run", "inspect"])
