@@ -137,7 +137,7 @@ def test_build_prints_the_bundle(
     )
     assert capsys.readouterr() == (f"{output}\n", "")
     options = {"targets": ("znver2", "znver4"), "activations": "f32", "tune": False}
-        assert builds.calls[1:] == [(str(source), output, options)]
+    assert builds.calls[1:] == [(str(source), output, options)]
 
 
 @pytest.mark.parametrize("command", ["build", "run", "inspect"])
