@@ -110,9 +110,7 @@ def _roofline(axes: Any, good: Sequence[tuple[Result, Row]]) -> None:
         ha="right",
         color=INK,
     )
-    axes.set_xlabel(
-        "multiply-accumulates a byte that has to be read (linear layers; weights once a step, and the cache)"
-    )
+    axes.set_xlabel("multiply-accumulates a byte read (linear layers; weights once a step, and the KV cache)")
     axes.set_ylabel("GMAC/s in linear layers, all time counted")
 
 
