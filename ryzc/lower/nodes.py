@@ -382,8 +382,7 @@ def _cache(planner: Planner, k_pages: ir.Value) -> Operand:
     name = str(k_pages.name)
     layer = int(name.removeprefix("k_pages."))
     spec = kv_spec(planner.facts, planner.page_tokens, planner.kv_dtype)
-    size = 2 if spec.dtype == "f16" else 4
-    return Operand("kv", layer * spec.kv_heads * 2 * spec.head_dim * spec.page_tokens * size, f"layer {layer}")
+    return Operand("kv", layer * spec.layer_bytes, f"layer {layer}")
 
 
 def _producer(value: ir.Value) -> ir.Node:
