@@ -32,9 +32,7 @@ from ryzc.errors import UsageError
     type=click.Choice(["f16", "int8", "f32"]),
     help="How keys and values are kept: by default f16, or f32 with --activations f32; int8 is half of f16.",
 )
-def command(
-    source: str, output: Path | None, target: str, activations: str, tune: bool, kv: str | None
-) -> None:
+def command(source: str, output: Path | None, target: str, activations: str, tune: bool, kv: str | None) -> None:
     """Compile a model into a bundle.
 
     SRC is a GGUF file, a named sample (see `ryzc pull --help`) or hf:ORG/REPO[:FILE].
