@@ -43,6 +43,7 @@ def build(
     targets: Sequence[str] = ("native",),
     activations: str = "int8",
     tune: bool = False,
+    kv: str | None = None,
     progress: Progress | None = None,
     observer: Observer | None = None,
 ) -> Path:
@@ -54,6 +55,8 @@ def build(
         targets: names of targets, see ``ryzc targets``; ``native`` is this CPU.
         activations: ``int8`` (blocks of 32) or ``f32``, which is exact and slow.
         tune: measure on this CPU which method each kernel takes, for some seconds; changes speed, no bits.
+        kv: how keys and values are kept: ``f16``, ``int8`` or ``f32``; by default ``f16``, or ``f32`` beside
+            activations of f32.
         progress: called as stages advance.
         observer: called with the graph after every pass.
 
@@ -78,7 +81,7 @@ def build(
     tell("read", 1, 1)
 
     tell("plan", 0, 1)
-    lowered = plan(checkpoint, activations=activations, observer=observer)
+    lowered = plan(checkpoint, activations=activations, kv=kv, observer=observer)
     tell("plan", 1, 1)
 
     files = {}
@@ -110,20 +113,22 @@ def build(
         tokenizer_config=tokenizers.settings(checkpoint.vocabulary),
         chat_template=checkpoint.chat_template,
         generation_config={},
-        provenance=_provenance(checkpoint, activations),
+        provenance={**_provenance(checkpoint, activations), "kv": lowered.plan.kv.dtype},
         files=files,
     )
     return destination
 
 
-def plan(checkpoint: Checkpoint, *, activations: str = "int8", observer: Observer | None = None) -> Lowered:
+def plan(
+    checkpoint: Checkpoint, *, activations: str = "int8", kv: str | None = None, observer: Observer | None = None
+) -> Lowered:
     """The middle of a build: graph, passes and plan of a checkpoint, without code or packed weights."""
     if activations not in ("int8", "f32"):
         raise UsageError(f"activations {activations!r} are not known", hint="choose int8 or f32")
     semantic = models.load(checkpoint)
     if observer is not None:
         observer("model", semantic.ir_model)
-    kv_dtype = "f16" if activations == "int8" else "f32"
+    kv_dtype = kv or ("f16" if activations == "int8" else "f32")
     reports = pipeline.run(semantic.ir_model, activations=activations, kv_dtype=kv_dtype, observer=observer)
     notes = {report.name: json.dumps(dict(report.figures), sort_keys=True) for report in reports}
     return lower(

@@ -17,10 +17,15 @@ def runnable_targets() -> list[str]:
 
 
 def write_bundle(
-    checkpoint: Checkpoint, directory: Path, *, target: str = "x86-64-v3", activations: str = "int8"
+    checkpoint: Checkpoint,
+    directory: Path,
+    *,
+    target: str = "x86-64-v3",
+    activations: str = "int8",
+    kv: str | None = None,
 ) -> Path:
     """Compile a checkpoint for one target; it gets no tokenizer."""
-    return write_lowered(plan(checkpoint, activations=activations), directory, target=target)
+    return write_lowered(plan(checkpoint, activations=activations, kv=kv), directory, target=target)
 
 
 def write_lowered(lowered: Lowered, directory: Path, *, target: str) -> Path:

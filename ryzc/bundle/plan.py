@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 Parameter: TypeAlias = str | int | float | bool | tuple[str, ...] | tuple[int, ...]
 
@@ -94,16 +94,29 @@ class PackedWeight:
     bytes: int
 
 
+KV_BITS: Final = {"f16": 16, "f32": 32, "int8": 8}
+"""Bits of an element by the dtype of the cache."""
+
+
+def kv_vector_bytes(dtype: str, head_dim: int) -> int:
+    """Bytes of one head's key, or value, of a token, its scale included."""
+    return head_dim * KV_BITS[dtype] // 8 + (4 if dtype == "int8" else 0)
+
+
 @dataclass(frozen=True)
 class KVSpec:
     """How keys and values are kept.
 
     A page holds ``page_tokens`` tokens of every layer. Within a page, layer ``i`` starts at
-    ``i * kv_heads * 2 * head_dim * page_tokens`` elements; there, each head has its keys as
-    ``[head_dim, page_tokens]`` and then its values as ``[page_tokens, head_dim]``.
+    ``i * layer_bytes``; there, each head has its keys as ``[head_dim, page_tokens]`` and then its values as
+    ``[page_tokens, head_dim]``.
+
+    In ``int8`` the elements are codes, and a head of a token has one scale: keys are the bytes ``code + 128`` in
+    ``[head_dim / 4, page_tokens, 4]``, then their scales f32 ``[page_tokens]``; values are signed codes in
+    ``[page_tokens / 4, head_dim, 4]``, then their scales. Both went through a Hadamard transform before.
 
     Attributes:
-        dtype: ``f16`` or ``f32``.
+        dtype: ``f16``, ``f32`` or ``int8``.
         windows: per layer how many tokens back attention reaches, itself included; 0 is all.
         page_bytes: bytes of a page, a multiple of 64.
     """
@@ -115,6 +128,16 @@ class KVSpec:
     dtype: str
     windows: tuple[int, ...]
     page_bytes: int
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of a token's keys and values in one layer."""
+        return 2 * self.kv_heads * kv_vector_bytes(self.dtype, self.head_dim)
+
+    @property
+    def layer_bytes(self) -> int:
+        """Bytes of a layer in a page."""
+        return self.token_bytes * self.page_tokens
 
 
 @dataclass(frozen=True)

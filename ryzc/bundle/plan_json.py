@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ryzc.bundle import strict_json
-from ryzc.bundle.plan import KVSpec, Operand, Plan
+from ryzc.bundle.plan import KV_BITS, KVSpec, Operand, Plan
 from ryzc.errors import BundleError
 
 ALIGNMENT = 64
-_KV_WIDTHS = {"f16": 2, "f32": 4}
 
 
 def to_json(plan: Plan) -> str:
@@ -71,10 +70,10 @@ def _span_of(
 
 
 def _check_kv(kv: KVSpec, where: str) -> None:
-    _require(kv.dtype in _KV_WIDTHS, where, f"pages of {kv.dtype!r} are not known")
+    _require(kv.dtype in KV_BITS, where, f"pages of {kv.dtype!r} are not known")
     _require(min(kv.layers, kv.kv_heads, kv.head_dim, kv.page_tokens) >= 1, where, "its pages are empty")
     _require(len(kv.windows) == kv.layers, where, "not every layer has a window")
-    needed = kv.layers * kv.kv_heads * 2 * kv.head_dim * kv.page_tokens * _KV_WIDTHS[kv.dtype]
+    needed = kv.layers * kv.layer_bytes
     _require(kv.page_bytes >= needed, where, f"a page needs {needed} bytes, not {kv.page_bytes}")
     _require(kv.page_bytes % ALIGNMENT == 0, where, f"pages of {kv.page_bytes} bytes are not aligned")
 

@@ -27,7 +27,12 @@ from ryzc.errors import UsageError
     help="What linear layers compute with; f32 is exact and slow.",
 )
 @click.option("--tune", is_flag=True, help="Measure on this CPU which method suits each kernel; see `ryzc inspect`.")
-def command(source: str, output: Path | None, target: str, activations: str, tune: bool) -> None:
+@click.option(
+    "--kv",
+    type=click.Choice(["f16", "int8", "f32"]),
+    help="How keys and values are kept: by default f16, or f32 with --activations f32; int8 is half of f16.",
+)
+def command(source: str, output: Path | None, target: str, activations: str, tune: bool, kv: str | None) -> None:
     """Compile a model into a bundle.
 
     SRC is a GGUF file, a named sample (see `ryzc pull --help`) or hf:ORG/REPO[:FILE].
@@ -39,5 +44,5 @@ def command(source: str, output: Path | None, target: str, activations: str, tun
 
     here = local(source)
     with _terminal.progress(STAGES) as update:
-        bundle = build(here, output, targets=names, activations=activations, tune=tune, progress=update)
+        bundle = build(here, output, targets=names, activations=activations, kv=kv, tune=tune, progress=update)
     click.echo(bundle)

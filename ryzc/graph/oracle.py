@@ -113,7 +113,7 @@ class PagedOracle:
         self, model: ir.Model, *, sequences: int = 1, context: int = 128, decode: str = "formats", shuffle: int = 0
     ) -> None:
         self.oracle = Oracle(model, decode=decode)
-        pools = [name for name in self.oracle.inputs if name.startswith(("k_pages.", "v_pages."))]
+        pools = [name for name in self.oracle.inputs if name.startswith(("k_", "v_"))]
         if not pools:
             raise UsageError("the graph has no pages: it is not a final graph")
         self.page_tokens = int(dims(self.oracle.inputs["v_pages.0"])[2])

@@ -322,7 +322,7 @@ def _macs(weights: Sequence[Matrix]) -> int:
 def _rope_append(planner: Planner, node: ir.Node) -> None:
     qkv, cos, sin, k_pages = (_input(node, i) for i in range(4))
     heads, kv_heads, head_dim = (int(attribute(node, n)) for n in ("heads", "kv_heads", "head_dim"))
-    norms = [v for v in node.inputs[8:10] if v is not None]
+    norms = [v for v in node.inputs[-2:] if v is not None]
     page_tokens, dtype = _page(planner, k_pages)
     spec = kv_spec(planner.facts, page_tokens, dtype)
     planner.phase()
@@ -373,7 +373,11 @@ def _paged_attention(planner: Planner, node: ir.Node) -> None:
 def _page(planner: Planner, pages: ir.Value) -> tuple[int, str]:
     if pages.shape is None or not isinstance(pages.shape[-1], int):
         raise InternalError(f"{pages.name}: pages have no known size")
-    kinds: dict[ir.DataType | None, str] = {ir.DataType.FLOAT16: "f16", ir.DataType.FLOAT: "f32"}
+    kinds: dict[ir.DataType | None, str] = {
+        ir.DataType.FLOAT16: "f16",
+        ir.DataType.FLOAT: "f32",
+        ir.DataType.INT8: "int8",
+    }
     planner.page_tokens, planner.kv_dtype = int(pages.shape[-1]), kinds[pages.dtype]
     return planner.page_tokens, planner.kv_dtype
 
@@ -382,8 +386,7 @@ def _cache(planner: Planner, k_pages: ir.Value) -> Operand:
     name = str(k_pages.name)
     layer = int(name.removeprefix("k_pages."))
     spec = kv_spec(planner.facts, planner.page_tokens, planner.kv_dtype)
-    size = 2 if spec.dtype == "f16" else 4
-    return Operand("kv", layer * spec.kv_heads * 2 * spec.head_dim * spec.page_tokens * size, f"layer {layer}")
+    return Operand("kv", layer * spec.layer_bytes, f"layer {layer}")
 
 
 def _producer(value: ir.Value) -> ir.Node:
@@ -437,6 +440,8 @@ _OWN: dict[str, Handler] = {
     "LinearF32Gated": _linear_f32_gated,
     "RopeAppend": _rope_append,
     "PagedAttention": _paged_attention,
+    "RopeAppendInt8": _rope_append,
+    "PagedAttentionInt8": _paged_attention,
 }
 _STANDARD: dict[str, Handler] = {
     "Concat": _nothing,

@@ -231,10 +231,8 @@ Handler = Callable[[Planner, ir.Node], None]
 def kv_spec(facts: ModelFacts, page_tokens: int, dtype: str) -> KVSpec:
     """The KV layout of a model."""
     windows = tuple(int(w) for w in facts.windows)
-    size = {"f16": 2, "f32": 4}[dtype]
-    layer = facts.kv_heads * 2 * facts.head_dim * page_tokens * size
-    page = -(-layer * len(windows) // ALIGNMENT) * ALIGNMENT
-    return KVSpec(len(windows), facts.kv_heads, facts.head_dim, page_tokens, dtype, windows, page)
+    spec = KVSpec(len(windows), facts.kv_heads, facts.head_dim, page_tokens, dtype, windows, 0)
+    return replace(spec, page_bytes=-(-spec.layer_bytes * spec.layers // ALIGNMENT) * ALIGNMENT)
 
 
 def attribute(node: ir.Node, name: str) -> Any:

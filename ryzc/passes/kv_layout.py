@@ -2,7 +2,8 @@
 
 The graph gains the inputs ``sequences`` int64[T], ``page_table`` int64[S, P] and per layer
 ``k_pages.I`` [pages, Hk, D, page_tokens] and ``v_pages.I`` [pages, Hk, page_tokens, D], and gives the
-updated pages back as ``k_pages.I.next`` and ``v_pages.I.next``. Norms and rotation of queries and keys
+updated pages back as ``k_pages.I.next`` and ``v_pages.I.next``. Pages of int8 have scales ``k_scales.I`` and
+``v_scales.I`` [pages, Hk, page_tokens] beside them, which are updated likewise. Norms and rotation of queries and keys
 join the storing.
 """
 
@@ -29,7 +30,7 @@ from ryzc.graph.nodes import (
 )
 from ryzc.passes.pass_ import Pass, Report
 
-DTYPES = {"f16": ir.DataType.FLOAT16, "f32": ir.DataType.FLOAT}
+DTYPES = {"f16": ir.DataType.FLOAT16, "f32": ir.DataType.FLOAT, "int8": ir.DataType.INT8}
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class KVLayout(Pass):
         if page_tokens < 1:
             raise UsageError(f"a page of {page_tokens} tokens makes no sense")
         if dtype not in DTYPES:
-            raise UsageError(f"keys and values cannot be kept as {dtype!r}", hint="use f16 or f32")
+            raise UsageError(f"keys and values cannot be kept as {dtype!r}", hint="use f16, int8 or f32")
         self.page_tokens = page_tokens
         self.dtype = DTYPES[dtype]
 
@@ -81,19 +82,26 @@ class KVLayout(Pass):
         tokens = dims(positions)[0]
         sequences = add_input(graph, "sequences", ir.DataType.INT64, [tokens])
         page_table = add_input(graph, "page_table", ir.DataType.INT64, ["S", "P"])
-        k_shape: list[Dim] = ["pages", kv_heads, head_dim, self.page_tokens]
-        v_shape: list[Dim] = ["pages", kv_heads, self.page_tokens, head_dim]
-        k_pages = add_input(graph, f"k_pages.{layer}", self.dtype, k_shape)
-        v_pages = add_input(graph, f"v_pages.{layer}", self.dtype, v_shape)
+        cache = self._cache(layer, kv_heads, head_dim)
+        kind = "Int8" if self.dtype == ir.DataType.INT8 else ""
 
         qkv = operand(q.split, 0)
         append = make(
-            "RopeAppend",
-            [qkv, q.cos, q.sin, k_pages, v_pages, page_table, positions, sequences, q.norm, k.norm],
+            f"RopeAppend{kind}",
+            [
+                qkv,
+                q.cos,
+                q.sin,
+                *(add_input(graph, *part) for part in cache),
+                page_table,
+                positions,
+                sequences,
+                q.norm,
+                k.norm,
+            ],
             [
                 (f"{name_of(attention.outputs[0])}.q", FLOAT, [tokens, heads * head_dim]),
-                (f"k_pages.{layer}.next", self.dtype, k_shape),
-                (f"v_pages.{layer}.next", self.dtype, v_shape),
+                *((f"{name}.next", dtype, shape) for name, dtype, shape in cache),
             ],
             {
                 "heads": heads,
@@ -106,7 +114,7 @@ class KVLayout(Pass):
         graph.insert_before(attention, append)
         y = attention.outputs[0]
         paged = make(
-            "PagedAttention",
+            f"PagedAttention{kind}",
             [*append.outputs, page_table, positions, sequences],
             [(name_of(y), FLOAT, dims(y))],
             {
@@ -118,6 +126,18 @@ class KVLayout(Pass):
         )
         replace(graph, y, paged)
         graph.outputs.extend(append.outputs[1:])
+
+    def _cache(self, layer: int, kv_heads: int, head_dim: int) -> list[tuple[str, ir.DataType, list[Dim]]]:
+        """Names, types and shapes of what keeps a layer's keys and values."""
+        keys: list[Dim] = ["pages", kv_heads, head_dim, self.page_tokens]
+        values: list[Dim] = ["pages", kv_heads, self.page_tokens, head_dim]
+        scales: list[Dim] = ["pages", kv_heads, self.page_tokens]
+        parts = []
+        for letter, shape in (("k", keys), ("v", values)):
+            parts.append((f"{letter}_pages.{layer}", self.dtype, shape))
+            if self.dtype == ir.DataType.INT8:
+                parts.append((f"{letter}_scales.{layer}", FLOAT, scales))
+        return parts
 
 
 def _head(value: ir.Value) -> _Head:

@@ -95,13 +95,30 @@ def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
 @pytest.fixture(scope="module")
 def bundles(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The checkpoint compiled for each instruction set that runs here."""
-    directory = tmp_path_factory.mktemp("int8")
-    return {t: write_bundle(checkpoint, directory / f"{t}.ryzc", target=t) for t in runnable_targets()}
+    return _compiled(checkpoint, tmp_path_factory.mktemp("int8"), "f16")
+
+
+@pytest.fixture(scope="module")
+def int8_kv_bundles(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same with keys and values in int8."""
+    return _compiled(checkpoint, tmp_path_factory.mktemp("kv"), "int8")
+
+
+def _compiled(checkpoint: Checkpoint, directory: Path, kv: str) -> dict[str, Path]:
+    return {t: write_bundle(checkpoint, directory / f"{t}.ryzc", target=t, kv=kv) for t in runnable_targets()}
 
 
 @pytest.fixture(scope="module", params=runnable_targets())
 def int8_bundle(request: pytest.FixtureRequest, bundles: dict[str, Path]) -> Path:
     return bundles[request.param]
+
+
+@pytest.fixture(scope="module", params=["f16", "int8"])
+def any_bundle(
+    request: pytest.FixtureRequest, int8_bundle: Path, bundles: dict[str, Path], int8_kv_bundles: dict[str, Path]
+) -> Path:
+    """A bundle of each instruction set, with each kind of cache."""
+    return (bundles if request.param == "f16" else int8_kv_bundles)[int8_bundle.stem]
 
 
 @pytest.fixture(params=runnable_targets())
@@ -144,17 +161,33 @@ def test_int8_activations_follow_the_final_graph(checkpoint: Checkpoint, int8_bu
     assert _relative(found[:1], expected[:1]) <= 0.2 * cost + 2**-11
 
 
-def test_bits_do_not_depend_on_chunks_threads_or_neighbours(int8_bundle: Path) -> None:
-    with _open(int8_bundle) as model:
+def test_an_int8_cache_follows_the_final_graph(checkpoint: Checkpoint, int8_kv_bundles: dict[str, Path]) -> None:
+    """Codes tip over between oracle and kernels as those of activations do, so the bounds are alike."""
+    semantic = models.load(checkpoint).ir_model
+    pipeline.run(semantic, kv_dtype="int8")
+    tokens = _tokens(next(iter(checkpoint.tensors.values())).shape[0])
+    expected = PagedOracle(semantic).prompt(tokens.tolist())
+    cost = _relative(expected, logits(models.load(checkpoint).ir_model, tokens.tolist()))
+    results = []
+    for bundle in int8_kv_bundles.values():
+        with _open(bundle) as model:
+            results.append(_feed(model, tokens, [len(tokens)]))
+    for found in results:
+        assert _relative(found, expected) <= cost
+        assert np.array_equal(found, results[0])
+
+
+def test_bits_do_not_depend_on_chunks_threads_or_neighbours(any_bundle: Path) -> None:
+    with _open(any_bundle) as model:
         tokens = _tokens(model.vocab_size)
         whole = _feed(model, tokens, [TOKENS])
         for chunks in ([1] * TOKENS, [7] * 7, [32, 13], [1, 3, 5, 9, 27]):
             assert np.array_equal(_feed(model, tokens, chunks), whole)
     for threads in (2, 3):
-        with _open(int8_bundle, threads=threads, seed=threads) as model:
+        with _open(any_bundle, threads=threads, seed=threads) as model:
             assert np.array_equal(_feed(model, tokens, [TOKENS]), whole)
             assert np.array_equal(_feed(model, tokens, [1] * TOKENS), whole)
-    with _open(int8_bundle, threads=2, sequences=3, seed=9) as model:
+    with _open(any_bundle, threads=2, sequences=3, seed=9) as model:
         others = [_tokens(model.vocab_size, TOKENS, seed) for seed in (1, 2)]
         found = []
         for i in range(TOKENS):  # three sequences side by side, one of them ours
@@ -164,8 +197,8 @@ def test_bits_do_not_depend_on_chunks_threads_or_neighbours(int8_bundle: Path) -
         assert np.array_equal(np.concatenate(found), whole)
 
 
-def test_a_prompt_chunk_rides_with_decodes(int8_bundle: Path) -> None:
-    with _open(int8_bundle, sequences=2, threads=2) as model:
+def test_a_prompt_chunk_rides_with_decodes(any_bundle: Path) -> None:
+    with _open(any_bundle, sequences=2, threads=2) as model:
         tokens, other = _tokens(model.vocab_size), _tokens(model.vocab_size, seed=5)
         alone = _feed(model, tokens, [TOKENS], sequence=0)
         _feed(model, other, [20], sequence=1)
@@ -191,11 +224,11 @@ def test_candidates_are_the_best_of_the_row(int8_bundle: Path) -> None:
             assert abs(result.row_sum[row] / exact_sum - 1) < 1e-5
 
 
-def test_stale_pages_of_others_change_nothing(int8_bundle: Path) -> None:
-    with _open(int8_bundle) as model:
+def test_stale_pages_of_others_change_nothing(any_bundle: Path) -> None:
+    with _open(any_bundle) as model:
         tokens = _tokens(model.vocab_size)
         clean = _feed(model, tokens, [TOKENS])
-    with _open(int8_bundle) as model:
+    with _open(any_bundle) as model:
         model._kv[:] = 0xFF  # NaN in every slot of the pool
         assert np.array_equal(_feed(model, tokens, [TOKENS]), clean)
         assert np.array_equal(_feed(model, tokens, [1] * TOKENS), clean)

@@ -19,7 +19,7 @@ from ryzc.errors import InternalError, UnsupportedError, UsageError
 from ryzc.graph import nodes, oracle, text
 from ryzc.passes import pipeline
 from ryzc.passes.dead_code import DeadCode
-from ryzc.passes.kv_layout import KVLayout
+from ryzc.passes.kv_layout import DTYPES, KVLayout
 from ryzc.passes.pass_ import Pass, Report, apply
 from ryzc.passes.quantize_activations import QuantizeActivations
 from ryzc.sources.checkpoint import Checkpoint
@@ -143,6 +143,8 @@ FINAL = {
     "NormAdd",
     "RopeAppend",
     "PagedAttention",
+    "RopeAppendInt8",
+    "PagedAttentionInt8",
     "Gather",
     "Concat",
     "Cast",
@@ -150,7 +152,9 @@ FINAL = {
 
 
 @settings(max_examples=10, deadline=None)
-@given(checkpoint=checkpoints(), activations=st.sampled_from(["int8", "f32"]), kv=st.sampled_from(["f16", "f32"]))
+@given(
+    checkpoint=checkpoints(), activations=st.sampled_from(["int8", "f32"]), kv=st.sampled_from(["f16", "f32", "int8"])
+)
 def test_final_graphs_hold_nothing_but_the_contracts_nodes(checkpoint: Checkpoint, activations: str, kv: str) -> None:
     model = models.load(checkpoint).ir_model
     pipeline.run(model, activations=activations, kv_dtype=kv)
@@ -158,9 +162,9 @@ def test_final_graphs_hold_nothing_but_the_contracts_nodes(checkpoint: Checkpoin
     assert kinds <= FINAL
     inputs = {value.name: value for value in model.graph.inputs}
     assert list(inputs)[:4] == ["tokens", "positions", "sequences", "page_table"]
-    assert inputs["k_pages.0"].dtype == (ir.DataType.FLOAT16 if kv == "f16" else ir.DataType.FLOAT)
-    for node in nodes.nodes(model.graph, "RopeAppend"):
-        assert len(node.inputs) == 10
+    assert inputs["k_pages.0"].dtype == DTYPES[kv]
+    for node in nodes.nodes(model.graph, "RopeAppendInt8" if kv == "int8" else "RopeAppend"):
+        assert len(node.inputs) == (12 if kv == "int8" else 10)
     names = [value.name for node in model.graph for value in node.outputs]
     assert max(Counter(names).values()) == 1
 

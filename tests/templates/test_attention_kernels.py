@@ -18,10 +18,11 @@ import pytest
 from harness import RUNNABLE, Array, close, examples, for_every_isa, frozen, run, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paged import PAGE_TOKENS, Cache
+from paged import PAGE_TOKENS, Cache, Int8Cache, cache_of
 
 from ryzc.errors import UnsupportedError
 from ryzc.templates.kernels.attention import Attention, reference
+from ryzc.templates.kernels.hadamard import reference as hadamard
 from ryzc.templates.kernels.rope_append import RopeAppend
 
 UNIT = 2.0**-24
@@ -68,12 +69,16 @@ SHAPES = [
     Shape(8, 1, 48, group=8),
     Shape(7, 1, 32, window=20, group=7),
     Shape(2, 1, 112, dtype="f32", window=64),
+    Shape(9, 3, 64, dtype="int8", group=3),
+    Shape(4, 1, 256, dtype="int8", window=33, group=4),
+    Shape(2, 1, 80, dtype="int8", window=1, group=2),
+    Shape(8, 1, 32, dtype="int8", group=8),
 ]
 
 
 def filled(shape: Shape, sequences: int, context: int, rng: np.random.Generator, size: float = 1.0) -> Cache:
     """A cache with every token of every sequence."""
-    cache = Cache(rng, sequences, context, shape.kv_heads, shape.head_dim, shape.dtype)
+    cache = cache_of(rng, sequences, context, shape.kv_heads, shape.head_dim, shape.dtype)
     where = everywhere(cache)
     k, v = (rng.normal(size=(len(where), shape.kv_heads, shape.head_dim)) for _ in range(2))
     cache.write(where[:, 0], where[:, 1], size * k, v)
@@ -109,6 +114,43 @@ def queries(shape: Shape, cache: Cache, count: int, rng: np.random.Generator) ->
 
 
 def check(shape: Shape, cache: Cache, q: F32, sequences: Array, positions: Array, found: F32) -> None:
+    if isinstance(cache, Int8Cache):
+        check_int8(shape, cache, q, sequences, positions, found)
+    else:
+        check_float(shape, cache, q, sequences, positions, found)
+
+
+def check_int8(shape: Shape, cache: Int8Cache, q: F32, sequences: Array, positions: Array, found: F32) -> None:
+    """Against float64 over the same codes.
+
+    Codes of queries are known exactly. Codes of a page's weights may be off by half a step of 1/127 of its
+    largest, as rounding goes, which is by far the largest part of the bound; scores are exact integers times
+    scales, three roundings whose absolute size is relative in the exponential. The results lie behind one
+    more Hadamard transform, which is undone here: it adds the roundings of its sums.
+    """
+    per_kv = shape.heads // shape.kv_heads
+    amax = np.abs(q).max(axis=2, keepdims=True)
+    q_codes = np.rint(q * (np.float32(127) / amax)).astype(np.float64)
+    for i, (sequence, position) in enumerate(zip(sequences, positions, strict=True)):
+        first = max(0, position + 1 - shape.window) if shape.window else 0
+        where = np.arange(first, position + 1)
+        (k, k_scale), (v, v_scale) = cache.codes_from(cache.pool, np.full(len(where), sequence), where)
+        k, v, k_scale, v_scale = (np.repeat(a.astype(np.float64), per_kv, axis=1) for a in (k, v, k_scale, v_scale))
+        q_scale = amax[i].astype(np.float64) / 127 * shape.head_dim**-0.5
+        scores = np.einsum("hd,thd->th", q_codes[i], k) * k_scale * q_scale[:, 0]
+        chance = np.exp(scores - scores.max(axis=0))
+        chance /= chance.sum(axis=0)
+        weights = chance * v_scale
+        pages = where // PAGE_TOKENS
+        half_steps = np.stack([weights[pages == p].max(axis=0) / 254 for p in pages])
+        relative = 10 * UNIT * np.abs(scores).max() + 1e-6 + 3 * UNIT * len(where)
+        size = np.einsum("th,thd->hd", weights, np.abs(v))
+        bound = np.einsum("th,thd->hd", half_steps * (1 + 1e-4), np.abs(v)) + relative * size
+        bound += 16 * UNIT * np.linalg.norm(size, axis=1, keepdims=True)
+        close(hadamard(found[i]), np.einsum("th,thd->hd", weights, v), bound)
+
+
+def check_float(shape: Shape, cache: Cache, q: F32, sequences: Array, positions: Array, found: F32) -> None:
     per_kv, scale = shape.heads // shape.kv_heads, shape.head_dim**-0.5
     for i, (sequence, position) in enumerate(zip(sequences, positions, strict=True)):
         where = np.arange(position + 1)
@@ -136,9 +178,10 @@ def test_attention(target: str, shape: Shape, context: int, count: int, workers:
 
 @for_every_isa
 @pytest.mark.parametrize("window", [0, 1, 2, 31, 32, 33, 40, 64, 65, 1000])
-def test_every_position_around_pages_and_windows(target: str, window: int) -> None:
+@pytest.mark.parametrize("dtype", ["f16", "int8"])
+def test_every_position_around_pages_and_windows(target: str, dtype: str, window: int) -> None:
     rng = np.random.default_rng(window)
-    shape = Shape(2, 1, 16, window=window, group=2)
+    shape = Shape(2, 1, 16, dtype, window=window, group=2)
     cache = filled(shape, 1, 100, rng)
     positions = np.arange(100)
     q = rng.normal(size=(100, 2, 16)).astype(np.float32)
@@ -147,9 +190,10 @@ def test_every_position_around_pages_and_windows(target: str, window: int) -> No
 
 
 @for_every_isa
-def test_a_long_context(target: str) -> None:
+@pytest.mark.parametrize("dtype", ["f16", "int8"])
+def test_a_long_context(target: str, dtype: str) -> None:
     rng = np.random.default_rng(7)
-    shape = Shape(3, 1, 64, group=3)
+    shape = Shape(3, 1, 64, dtype, group=3)
     cache = filled(shape, 1, 3001, rng)
     q, sequences, _ = queries(shape, cache, 3, rng)
     positions = np.array([3000, 1, 2047])
@@ -247,7 +291,7 @@ def test_a_token_beside_later_ones_sees_nothing_of_them(target: str, shape: Shap
 
 
 @for_every_isa
-@pytest.mark.parametrize("shape", [SHAPES[2], SHAPES[3]])
+@pytest.mark.parametrize("shape", [SHAPES[2], SHAPES[3], SHAPES[-4]])
 @settings(examples, max_examples=8)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), threads, seeds)
 def test_chunks_of_a_prompt_change_no_bit(
@@ -262,7 +306,7 @@ def test_chunks_of_a_prompt_change_no_bit(
     cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
     def feed(sizes: list[int], sequences: list[int], workers: int) -> tuple[F32, Array]:
-        cache = Cache(np.random.default_rng(seed), 2, 75, hk, d, shape.dtype)
+        cache = cache_of(np.random.default_rng(seed), 2, 75, hk, d, shape.dtype)
         rope = RopeAppend(h, hk, d, True, PAGE_TOKENS, cache.page_bytes, shape.dtype, False, 0.0)
         out, start = np.empty((count, h, d), np.float32), 0
         for size in sizes:

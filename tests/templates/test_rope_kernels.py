@@ -10,10 +10,10 @@ import pytest
 from harness import Array, close, examples, floats, for_every_isa, frozen, run, same_bits
 from hypothesis import given
 from hypothesis import strategies as st
-from paged import Cache
+from paged import Cache, Int8Cache, cache_of
 
 from ryzc.errors import UnsupportedError
-from ryzc.templates.kernels import rope_angles
+from ryzc.templates.kernels import hadamard, rope_angles
 from ryzc.templates.kernels.rope_angles import RopeAngles
 from ryzc.templates.kernels.rope_append import RopeAppend, reference
 
@@ -93,6 +93,9 @@ SHAPES = [
     Shape(8, 1, 32, False, "f32", False),
     Shape(1, 1, 16, True, "f16", True),
     Shape(6, 2, 128, True, "f16", True),
+    Shape(9, 3, 64, True, "int8", False),
+    Shape(4, 1, 256, False, "int8", True),
+    Shape(2, 2, 80, True, "int8", False),
 ]
 
 
@@ -152,31 +155,54 @@ def rotation_bound(shape: Shape, x: F32, weight: F32 | None, cos: F32, sin: F32)
     return relative * np.maximum(np.abs(size), np.abs(other)) + 1e-37
 
 
+def transformed(x: Array, bound: Array) -> tuple[Array, Array]:
+    """Heads after the Hadamard transform; errors of a block add up, and each of its sums rounds once a level."""
+    size = hadamard.block(x.shape[-1])
+    parts = (np.abs(x) * UNIT * (np.log2(size) + 2) + bound).reshape(*x.shape[:-1], -1, size)
+    total = parts.sum(axis=-1, keepdims=True) / np.sqrt(size)
+    return hadamard.reference(x), np.broadcast_to(total, parts.shape).reshape(x.shape)
+
+
+def code_bound(scales: Array) -> Array:
+    """Half a step, and the roundings of the quotient, of codes ``[T, H, D]`` with scales ``[T, H]``."""
+    wide: Array = scales.astype(np.float64)[..., None] * (0.5 + 127 * 4 * UNIT)
+    return wide
+
+
 @for_every_isa
 @examples
 @given(st.sampled_from(SHAPES), st.integers(1, 12), threads, seeds)
 def test_rope_append(target: str, shape: Shape, count: int, workers: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    cache = Cache(rng, 2, 40, shape.kv_heads, shape.head_dim, shape.dtype)
+    cache = cache_of(rng, 2, 40, shape.kv_heads, shape.head_dim, shape.dtype)
     tokens, weights = batch(shape, cache, count, rng), norm_weights(shape, rng)
     before = cache.pool.copy()
     q = append(target, shape, cache, tokens, weights, workers)
 
-    def check(found: Array, x: F32, weight: F32 | None, half: bool) -> None:
+    def check(found: Array, x: F32, weight: F32 | None, half: bool, scales: Array | None = None) -> None:
         options = {"interleaved": shape.interleaved, "weight": weight, "epsilon": 1e-6}
         expected = reference(x, tokens.cos, tokens.sin, **options)  # type: ignore[arg-type]
         bound = rotation_bound(shape, x, weight, tokens.cos, tokens.sin)
+        if shape.dtype == "int8":
+            expected, bound = transformed(expected, bound)
         if half:  # rounded to 11 bits, or to the smallest subnormal
             bound = bound + np.maximum(2.0**-11 * (np.abs(expected) + bound), 2.0**-25)
-        close(found, expected, bound)
+        close(found, expected, bound if scales is None else bound + code_bound(scales))
 
     h, hk = shape.heads, shape.kv_heads
     check(q, tokens.qkv[:, :h], weights[0] if weights else None, False)
     keys, values = cache.read(tokens.sequences, tokens.positions)
-    check(keys, tokens.qkv[:, h : h + hk], weights[1] if weights else None, shape.dtype == "f16")
-    assert same_bits(values, tokens.qkv[:, h + hk :].astype(cache.numpy_dtype))
+    wanted = tokens.qkv[:, h + hk :]
+    if isinstance(cache, Int8Cache):
+        scales = [s for _, s in cache.codes_from(cache.pool, tokens.sequences, tokens.positions)]
+        check(keys, tokens.qkv[:, h : h + hk], weights[1] if weights else None, False, scales[0])
+        even, bound = transformed(wanted.astype(np.float64), np.zeros(wanted.shape))
+        close(values, even, bound + code_bound(scales[1]))
+    else:
+        check(keys, tokens.qkv[:, h : h + hk], weights[1] if weights else None, shape.dtype == "f16")
+        assert same_bits(values, wanted.astype(cache.numpy_dtype))
     # Nothing but these slots changed.
-    cache.write(tokens.sequences, tokens.positions, *cache.read_from(before, tokens.sequences, tokens.positions))
+    cache.restore(before, tokens.sequences, tokens.positions)
     assert same_bits(cache.pool, before)
 
 
@@ -184,7 +210,7 @@ def test_rope_append(target: str, shape: Shape, count: int, workers: int, seed: 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_batches_and_threads_change_no_bit(target: str, shape: Shape) -> None:
     rng = np.random.default_rng(11)
-    cache = Cache(rng, 2, 40, shape.kv_heads, shape.head_dim, shape.dtype)
+    cache = cache_of(rng, 2, 40, shape.kv_heads, shape.head_dim, shape.dtype)
     tokens, weights = batch(shape, cache, 9, rng), norm_weights(shape, rng)
     start = cache.pool.copy()
     q = append(target, shape, cache, tokens, weights)

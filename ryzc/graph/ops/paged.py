@@ -6,30 +6,7 @@ Position ``p`` of sequence ``s`` lives in slot ``p % page_tokens`` of page
 reached yet may name any page: what lies there is masked.
 """
 
-FUNCTIONS = (
-    # values [T, Hk * D] into pages [pages, page_tokens, Hk, D], at page[T], slot[T]
-    """
-    StorePaged (pages, values, page, slot) => (updated)
-    {
-        last = Constant<value_ints = [1]> ()
-        page2 = Unsqueeze (page, last)
-        slot2 = Unsqueeze (slot, last)
-        where = Concat<axis = 1> (page2, slot2)
-        tail = Shape<start = 2> (pages)
-        keep = Constant<value_ints = [-1]> ()
-        shape = Concat<axis = 0> (keep, tail)
-        by_head = Reshape (values, shape)
-        cells = CastLike (by_head, pages)
-        updated = ScatterND (pages, where, cells)
-    }
-    """,
-    # qkv f32[T, (Hq + 2 Hk) * D]; cos, sin f32[T, D/2]; page_table int64[S, P]; positions, sequences
-    # int64[T]; q_norm, k_norm f32[D] or both absent. Norms (where given), rotates q and k, stores k and v.
-    """
-    RopeAppend <heads, kv_heads, head_dim, interleaved, epsilon>
-    (qkv, cos, sin, k_pages, v_pages, page_table, positions, sequences, q_norm, k_norm)
-    => (q, k_pages_out, v_pages_out)
-    {
+ROTATED = """
         one = Constant<value_ints = [1]> ()
         heads0 = Constant<value_int = @heads> ()
         kv_heads0 = Constant<value_int = @kv_heads> ()
@@ -54,9 +31,12 @@ FUNCTIONS = (
                 k_no = Identity (k_raw)
             }
         >
-        q = ai.ryzc.Rope<heads = @heads, interleaved = @interleaved> (q_normed, cos, sin)
+        q_rotated = ai.ryzc.Rope<heads = @heads, interleaved = @interleaved> (q_normed, cos, sin)
         k = ai.ryzc.Rope<heads = @kv_heads, interleaved = @interleaved> (k_normed, cos, sin)
+"""
+"""Queries, keys and values ``q_rotated``, ``k`` and ``v`` of ``qkv``: split, normed where norms are given, rotated."""
 
+WHERE = """
         slots1 = Shape<start = 3, end = 4> (k_pages)
         entry = Div (positions, slots1)
         slot = Mod (positions, slots1)
@@ -65,14 +45,44 @@ FUNCTIONS = (
         entry2 = Unsqueeze (entry, last)
         cell = Concat<axis = 1> (sequences2, entry2)
         page = GatherND (page_table, cell)
+"""
+"""``page`` and ``slot`` of each token."""
 
+FUNCTIONS = (
+    # values [T, Hk * D] into pages [pages, page_tokens, Hk, D], at page[T], slot[T]
+    """
+    StorePaged (pages, values, page, slot) => (updated)
+    {
+        last = Constant<value_ints = [1]> ()
+        page2 = Unsqueeze (page, last)
+        slot2 = Unsqueeze (slot, last)
+        where = Concat<axis = 1> (page2, slot2)
+        tail = Shape<start = 2> (pages)
+        keep = Constant<value_ints = [-1]> ()
+        shape = Concat<axis = 0> (keep, tail)
+        by_head = Reshape (values, shape)
+        cells = CastLike (by_head, pages)
+        updated = ScatterND (pages, where, cells)
+    }
+    """,
+    # qkv f32[T, (Hq + 2 Hk) * D]; cos, sin f32[T, D/2]; page_table int64[S, P]; positions, sequences
+    # int64[T]; q_norm, k_norm f32[D] or both absent. Norms (where given), rotates q and k, stores k and v.
+    f"""
+    RopeAppend <heads, kv_heads, head_dim, interleaved, epsilon>
+    (qkv, cos, sin, k_pages, v_pages, page_table, positions, sequences, q_norm, k_norm)
+    => (q, k_pages_out, v_pages_out)
+    {{
+        {ROTATED}
+        q = Identity (q_rotated)
+
+        {WHERE}
         k_rows = Transpose<perm = [0, 3, 1, 2]> (k_pages)
         k_stored = ai.ryzc.StorePaged (k_rows, k, page, slot)
         k_pages_out = Transpose<perm = [0, 2, 3, 1]> (k_stored)
         v_rows = Transpose<perm = [0, 2, 1, 3]> (v_pages)
         v_stored = ai.ryzc.StorePaged (v_rows, v, page, slot)
         v_pages_out = Transpose<perm = [0, 2, 1, 3]> (v_stored)
-    }
+    }}
     """,
     # q f32[T, Hq * D], pages as above, page_table int64[S, P], positions, sequences int64[T]
     # -> f32[T, Hq * D]. All sequences' pages in a row are the keys; a token sees those of its own.

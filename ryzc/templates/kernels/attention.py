@@ -18,6 +18,8 @@ from llvmlite import ir
 from ryzc.codegen.isa import Isa
 from ryzc.codegen.vector import I32, I64, Function, Value
 from ryzc.errors import UnsupportedError
+from ryzc.templates.kernels.attention_float import FloatRows
+from ryzc.templates.kernels.attention_int8 import Int8Rows
 from ryzc.templates.kernels.attention_rows import LANES, MOST, Rows
 from ryzc.templates.kernels.kernel import Kernel, begin, context_field, mine, require_multiple
 from ryzc.templates.kernels.pages import Pages
@@ -60,9 +62,10 @@ class Attention(Kernel):
         fn = begin(module, symbol, self.operands)
         pages = Pages(fn, fn.args["cache"], self.head_dim, self.page_tokens, self.page_bytes, self.dtype)
         width, heads = _block(self.group)
-        together = Rows(isa, pages, width, heads, self.window)
-        alone = Rows(isa, pages, 1, self.group, self.window)
-        apart = Rows(isa, pages, 1, self.group // 2 if self.group % 2 == 0 else 1, self.window)
+        make = Int8Rows if self.dtype == "int8" else FloatRows
+        together = make(isa, pages, width, heads, self.window)
+        alone = make(isa, pages, 1, self.group, self.window)
+        apart = make(isa, pages, 1, self.group // 2 if self.group % 2 == 0 else 1, self.window)
         count = context_field(fn, "token_count")
         few = (count * (self.heads // self.group)).compare("<", fn.args["threads"])
         with fn.loop(0, count, width) as block:

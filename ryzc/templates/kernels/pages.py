@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from ryzc.codegen.vector import F16, F32, I32, I64, Function, Value, vec
+from ryzc.bundle.plan import kv_vector_bytes
+from ryzc.codegen.vector import F16, F32, I8, I32, I64, Function, Value, vec
 from ryzc.templates.kernels.kernel import context_field
 
-_TYPES = {"f16": (F16, 2), "f32": (F32, 4)}
+_TYPES = {"f16": (F16, 2), "f32": (F32, 4), "int8": (I8, 1)}
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,11 @@ class Pages:
     @property
     def half_bytes(self) -> int:
         """Bytes of a head's keys, or of its values, in a page."""
-        return self.size * self.head_dim * self.page_tokens
+        return kv_vector_bytes(self.dtype, self.head_dim) * self.page_tokens
+
+    def scales(self, half: Value) -> Value:
+        """float32 ``[page_tokens]``: the scales of a head's keys or values where these are int8."""
+        return self.fn.at(half, self.head_dim * self.page_tokens)
 
     def table(self, sequence: Value) -> Value:
         """The page table's row of a sequence."""
@@ -49,10 +54,10 @@ class Pages:
         return self.fn.at(self.cache, index * self.page_bytes, kv_head * (2 * self.half_bytes))
 
     def load(self, pointer: Value, lanes: int, *offsets: Value | int) -> Value:
-        """Stored elements as float32."""
+        """Stored floats as float32."""
         raw = self.fn.load(vec(self.element, lanes), pointer, *offsets, align=self.size)
         return raw.to_float() if self.dtype == "f16" else raw
 
     def store(self, value: Value, pointer: Value, *offsets: Value | int) -> None:
-        """Float32 to stored elements, rounded to nearest even."""
+        """Float32 to stored floats, rounded to nearest even."""
         self.fn.store(value.to_float(F16) if self.dtype == "f16" else value, pointer, *offsets, align=self.size)

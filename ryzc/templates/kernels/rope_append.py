@@ -2,7 +2,8 @@
 
 Optionally each head of q and k is first RMS-normed. Rotation turns pairs ``(a, b)`` by the position's
 angles: ``(a cos - b sin, b cos + a sin)``; pairs are neighbours (``interleaved``) or lie half a head
-apart. Source: Su et al., "RoFormer" (2021).
+apart. For a cache of int8 queries, keys and values then go through the Hadamard transform, and keys and values
+are quantized. Source: Su et al., "RoFormer" (2021).
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import numpy.typing as npt
 from llvmlite import ir
 
 from ryzc.codegen.isa import Isa
-from ryzc.codegen.vector import F32, I32, I64, Function, Value, vec
+from ryzc.codegen.vector import F32, I8, I32, I64, Function, Value, vec
 from ryzc.templates.kernels import rms
+from ryzc.templates.kernels.hadamard import hadamard
 from ryzc.templates.kernels.kernel import Kernel, begin, context_field, require_multiple, share
 from ryzc.templates.kernels.pages import Pages
+from ryzc.templates.kernels.quantize_head import quantize_head
 
 LANES = 16
 
@@ -68,20 +71,46 @@ class RopeAppend(Kernel):
                 head = kv_head * group + heads.index
                 out = fn.at(fn.args["q"], (token * self.heads + head) * head_bytes)
                 self._rotate(fn, fn.at(qkv, head * head_bytes), "q_weight", angles, out)
+                if self.dtype == "int8":
+                    hadamard(fn, out, self.head_dim)
             self._rotate(fn, fn.at(qkv, (kv_head + self.heads) * head_bytes), "k_weight", angles, scratch)
             keys, slot = self._place(fn, pages, token, kv_head)
-            with fn.loop(0, self.head_dim) as d:
-                pages.store(
-                    fn.load(F32, scratch, d.index << 2, align=4),
-                    keys,
-                    d.index * (self.page_tokens * pages.size),
-                    slot * pages.size,
-                )
             v = fn.at(qkv, (kv_head + (self.heads + self.kv_heads)) * head_bytes)
-            values = fn.at(keys, pages.half_bytes, slot * (self.head_dim * pages.size))
-            with fn.loop(0, self.head_dim, LANES) as d:
-                pages.store(fn.load(vec(F32, LANES), v, d.index << 2, align=4), values, d.index * pages.size)
+            store = self._store_codes if self.dtype == "int8" else self._store_floats
+            store(pages, scratch, v, keys, slot)
         fn.finish()
+
+    def _store_floats(self, pages: Pages, k: Value, v: Value, keys: Value, slot: Value) -> None:
+        """Store a head's key and value, ``float32 [D]``, in a slot."""
+        fn = pages.fn
+        with fn.loop(0, self.head_dim) as d:
+            element = fn.load(F32, k, d.index << 2, align=4)
+            pages.store(element, keys, d.index * (self.page_tokens * pages.size), slot * pages.size)
+        values = fn.at(keys, pages.half_bytes, slot * (self.head_dim * pages.size))
+        with fn.loop(0, self.head_dim, LANES) as d:
+            pages.store(fn.load(vec(F32, LANES), v, d.index << 2, align=4), values, d.index * pages.size)
+
+    def _store_codes(self, pages: Pages, k: Value, v: Value, keys: Value, slot: Value) -> None:
+        """Transform, quantize and store a head's key (in memory that may change) and value in a slot."""
+        fn = pages.fn
+        values = fn.at(keys, pages.half_bytes)
+        hadamard(fn, k, self.head_dim)
+        key, scale = quantize_head(fn, k, self.head_dim)
+        for first, codes in zip(range(0, self.head_dim, LANES), key, strict=True):
+            quads = (codes + 128).to_int(I8).bits(vec(I32, LANES // 4))
+            for i in range(LANES // 4):
+                fn.store(quads.lane(i), keys, slot << 2, (first + 4 * i) * self.page_tokens, align=4)
+        fn.store(scale, pages.scales(keys), slot << 2, align=4)
+        with fn.loop(0, self.head_dim, LANES) as d:
+            fn.store(fn.load(vec(F32, LANES), v, d.index << 2, align=4), k, d.index << 2, align=64)
+        hadamard(fn, k, self.head_dim)
+        # Four tokens share a quad of values, and other threads may write its other bytes.
+        place = fn.at(values, (slot >> 2) * (4 * self.head_dim), slot & 3)
+        value, scale = quantize_head(fn, k, self.head_dim)
+        for first, codes in zip(range(0, self.head_dim, LANES), value, strict=True):
+            for i in range(LANES):
+                fn.store(codes.to_int(I8).lane(i), place, 4 * (first + i))
+        fn.store(scale, pages.scales(values), slot << 2, align=4)
 
     def _place(self, fn: Function, pages: Pages, token: Value, kv_head: Value) -> tuple[Value, Value]:
         """The head's keys in the token's page, and the token's slot there."""
