@@ -273,11 +273,16 @@ class CompiledModel:
         best = _parallel([(call, (base + i * part, part, sinks[i].ctypes.data)) for i in range(count)])
         return best * nbytes / (part * count)
 
-    def probe_int8(self, iterations: int = 2_000_000, threads: int | None = None) -> tuple[float, int]:
-        """Seconds and multiply-accumulates of the int8 dot product at full rate on ``threads`` threads."""
+    def probe_int8(
+        self, iterations: int = 2_000_000, threads: int | None = None, *, blocks: bool = False
+    ) -> tuple[float, int]:
+        """Seconds and multiply-accumulates of the int8 dot product at full rate on ``threads`` threads.
+
+        With ``blocks`` every 32 products are scaled and added as floats, as weights with block scales need.
+        """
         count = threads or self.threads
         sinks = [memory.anonymous(4096) for _ in range(count)]
-        call = self._library.entry("probe_int8", ctypes.c_int64, ctypes.c_void_p)
+        call = self._library.entry("probe_blocks" if blocks else "probe_int8", ctypes.c_int64, ctypes.c_void_p)
         seconds = _parallel([(call, (iterations, sink.ctypes.data)) for sink in sinks])
         return seconds, count * iterations * PROBE_MACS[self.target.isa]
 
