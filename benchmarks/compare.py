@@ -125,7 +125,8 @@ class Comparison:
         single = self.ours.call("int8_peak", threads=1)
         peak = self.ours.call("int8_peak", threads=self.threads) if self.threads > 1 else single
         far, near = (self.ours.call("bandwidth", threads=self.threads, size=n) for n in (BEYOND_CACHE, step_bytes))
-        return Round(far, near, peak, peak / (single * self.threads))
+        blocks = self.ours.call("int8_peak", threads=self.threads, blocks=True)
+        return Round(far, near, peak, blocks, peak / (single * self.threads))
 
     def _time(self, worker: Worker, test: Test) -> tuple[float, float]:
         """Seconds of a test, and of as many steps of one token where it verifies drafts (else 0)."""

@@ -71,12 +71,12 @@ def find(name: str) -> Model:
 
 
 def bundle(model: Path, names: Sequence[str]) -> Path:
-    """Compile a model for this CPU, or for AVX2 where that is what the engine's name asks for."""
+    """Compile and tune a model for this CPU, or for AVX2 where that is what the engine's name asks for."""
     ours = next(filter(peers.is_ours, names))
     target = peers.AVX2_TARGET if ours.endswith("_avx2") else "native"
     place = Path(__file__).resolve().parent.parent / "build" / "benchmarks"
     place.mkdir(parents=True, exist_ok=True)
-    return ryzc.build(model, place / f"{model.stem}-{target}.ryzc", targets=(target,))
+    return ryzc.build(model, place / f"{model.stem}-{target}.ryzc", targets=(target,), tune=True)
 
 
 def _requantize(source: Path, place: Path, kind: str) -> None:

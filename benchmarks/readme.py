@@ -64,7 +64,7 @@ def report(threads: Sequence[int], rounds: int) -> str:
         for sample, title in SAMPLES.items():
             source = pull(sample)
             start = time.perf_counter()
-            bundle = ryzc.build(source, Path(scratch) / f"{sample}.ryzc")
+            bundle = ryzc.build(source, Path(scratch) / f"{sample}.ryzc", tune=True)
             seconds = time.perf_counter() - start
             with np.load(GOLDEN / f"{sample}.npz") as arrays:
                 windows = arrays["windows"].tolist()

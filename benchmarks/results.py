@@ -20,6 +20,7 @@ class Round:
         bandwidth: bytes a second on all threads, from memory.
         near_bandwidth: the same over no more bytes than a step reads, of which a large cache may hold a part.
         int8_peak: multiply-accumulates a second on all threads.
+        block_peak: the same where every 32 are scaled and added as floats, the limit of weights with block scales.
         scaling: ``int8_peak`` over that of one thread times the threads.
         seconds: by engine.
         singles: by engine, seconds of as many steps of one token; of tests that verify drafts.
@@ -28,6 +29,7 @@ class Round:
     bandwidth: float
     near_bandwidth: float
     int8_peak: float
+    block_peak: float
     scaling: float
     seconds: dict[str, float] = field(default_factory=dict)
     singles: dict[str, float] = field(default_factory=dict)

@@ -54,10 +54,10 @@ def conditions(facts: Mapping[str, Any], measured: Sequence[Result]) -> str:
     if rounds:
         bandwidth = statistics.median(one.bandwidth for one in rounds) / 1e9
         near = statistics.median(one.near_bandwidth for one in rounds) / 1e9
-        peak = statistics.median(one.int8_peak for one in rounds) / 1e9
+        peak, blocks = (statistics.median(getattr(o, n) for o in rounds) / 1e9 for n in ("int8_peak", "block_peak"))
         machine = (
             f", read bandwidth {bandwidth:.0f} GB/s ({near:.0f} GB/s over as many bytes as a step reads), int8 peak"
-            f" {peak:.0f} GMAC/s"
+            f" {peak:.0f} GMAC/s ({blocks:.0f} with scales a block of 32)"
         )
     beside = " and ".join(f"{e['engine']} ({e['version']})" for e in others)
     return (

@@ -127,9 +127,9 @@ class Ryzc:
         """Bytes a second that ``threads`` threads read of ``size`` bytes that were just written."""
         return size / self._model.probe_read(size, threads)
 
-    def int8_peak(self, threads: int) -> float:
-        """int8 multiply-accumulates a second that ``threads`` threads make at most."""
-        seconds, macs = self._model.probe_int8(threads=threads)
+    def int8_peak(self, threads: int, *, blocks: bool = False) -> float:
+        """int8 multiply-accumulates a second that ``threads`` threads make at most, with ``blocks`` scaled by blocks."""
+        seconds, macs = self._model.probe_int8(threads=threads, blocks=blocks)
         return macs / seconds
 
     def work(self, spans: Sequence[Sequence[Sequence[int]]], rows: Sequence[int]) -> dict[str, float]:
