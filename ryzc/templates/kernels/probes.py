@@ -3,7 +3,8 @@
 ``probe_read(base, bytes, out)`` reads memory in one stream; ``probe_int8(iterations, out)`` keeps the
 integer dot product's pipes full from registers. ``probe_blocks`` is the same for weights and activations with
 a scale a block of 32: after every 32 products of a sum come a conversion to float, the product of both scales and
-a fused multiply-add, which on many CPUs want the same pipes. No kernel of such formats can be faster. Each runs on the calling thread.
+a fused multiply-add, which on many CPUs want the same pipes. No kernel of such formats can be faster.
+Each runs on the calling thread.
 """
 
 from __future__ import annotations
