@@ -128,7 +128,7 @@ class Ryzc:
         return size / self._model.probe_read(size, threads)
 
     def int8_peak(self, threads: int, *, blocks: bool = False) -> float:
-        """int8 multiply-accumulates a second that ``threads`` threads make at most; ``blocks``: scaled block by block."""
+        """int8 multiply-accumulates a second that ``threads`` threads make at most; ``blocks``: scaled by blocks."""
         seconds, macs = self._model.probe_int8(threads=threads, blocks=blocks)
         return macs / seconds
 
