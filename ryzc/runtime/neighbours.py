@@ -5,7 +5,8 @@ busy process is off it half of the time, and the others stand still meanwhile: o
 fewer threads are faster. So several times a second, between two steps, the time that the CPUs were
 neither idle nor ours is read off the kernel's books, and the next steps take the number of threads
 that suits what is left. It needs no trials, sees a neighbour come and go, and several pools side by
-side share a machine out among them.
+side share a machine out among them. Only the time of the pool's own steps counts: who used the CPUs while
+it had nothing to do says nothing about the next step.
 """
 
 from __future__ import annotations
@@ -76,7 +77,6 @@ class Neighbours:
         wanted: threads of the pool.
         cpus: logical CPUs that it may use.
         sample: reads the books.
-
     """
 
     def __init__(
@@ -87,14 +87,23 @@ class Neighbours:
         self._sample = sample
         self._window = WINDOW * math.sqrt(len(cpus)) / TICKS
         self._since = sample(cpus) if wanted > 1 else None
+        self._stopped = time.perf_counter()
 
     def threads(self) -> int:
-        """How many threads to step with now."""
-        since = self._since
-        if since is not None and time.perf_counter() - since.clock > self._window:
-            now = self._since = self._sample(self._cpus)
-            if now is not None:
-                ours = now.free - since.free + now.own - since.own
-                taken = len(self._cpus) - ours / (now.clock - since.clock)
+        """How many threads to take the next step with."""
+        since, now = self._since, time.perf_counter()
+        if since is None:
+            return self._threads
+        if now - self._stopped > self._window:
+            self._since, self._threads = self._sample(self._cpus), self._wanted
+        elif now - since.clock > self._window:
+            found = self._since = self._sample(self._cpus)
+            if found is not None:
+                ours = found.free - since.free + found.own - since.own
+                taken = len(self._cpus) - ours / (found.clock - since.clock)
                 self._threads = suitable(self._wanted, len(self._cpus), max(0.0, taken))
         return self._threads
+
+    def stepped(self) -> None:
+        """A step has ended."""
+        self._stopped = time.perf_counter()

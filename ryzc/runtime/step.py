@@ -214,6 +214,7 @@ class CompiledModel:
             self._set("candidate_count", candidates)
             self._set("threads", self._neighbours.threads())
             self._step(self._address)
+            self._neighbours.stepped()
         r = len(wanted)
         return StepResult(
             self._ids[:r, :candidates],

@@ -110,14 +110,29 @@ def test_a_neighbour_comes_and_goes(clock: _Clock) -> None:
     pool = _two(clock)
     for ours, others, expected in [(2, 0, 2), (1.4, 0.6, 1), (1, 1, 1), (1, 1, 1), (1, 0, 2), (2, 0, 2)]:
         clock.run(0.3, ours=ours, others=others)
+        pool.stepped()
         assert pool.threads() == expected
+
+
+def test_what_others_did_while_it_rested_does_not_count(clock: _Clock) -> None:
+    pool = _two(clock)
+    clock.run(0.3, ours=1, others=1)
+    pool.stepped()
+    assert pool.threads() == 1
+    clock.run(5, ours=0, others=2)
+    assert pool.threads() == 2
+    clock.run(0.3, ours=2, others=0)
+    pool.stepped()
+    assert pool.threads() == 2
 
 
 def test_it_looks_a_few_times_a_second_at_most(clock: _Clock) -> None:
     pool = _two(clock)
     clock.run(0.01, ours=0, others=2)
+    pool.stepped()
     assert pool.threads() == 2
     clock.run(0.2, ours=0, others=2)
+    pool.stepped()
     assert pool.threads() == 1
 
 
@@ -125,11 +140,13 @@ def test_without_books_nothing_changes(clock: _Clock) -> None:
     clock.readable = False
     pool = _two(clock)
     clock.run(1, ours=0, others=2)
+    pool.stepped()
     assert pool.threads() == 2
     clock.readable = True
     pool = _two(clock)
     clock.readable = False
     clock.run(1, ours=0, others=2)
+    pool.stepped()
     assert pool.threads() == 2
 
 
