@@ -70,7 +70,7 @@ class Attention(Kernel):
         few = (count * (self.heads // self.group)).compare("<", fn.args["threads"])
         with fn.loop(0, count, width) as block:
             end = block.index + width
-            last = end.compare("<", count).select(end, count)
+            last = fn.below(end, count)
             run = self._is_run(fn, block.index, last, width)
             with fn.when(run):
                 self._share(pages, together, block.index, block.index // width)

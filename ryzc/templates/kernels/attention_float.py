@@ -99,7 +99,7 @@ class FloatRows(Rows):
         if self.tokens > 1 and self.window:
             with fn.loop(0, start.compare(">", 0).select(fn.i64(self.tokens), 0)) as token:
                 first, end = self._slots(slot + token.index)
-                self._add(values, (first, end.compare("<", start).select(end, start)), token.index, self.group)
+                self._add(values, (first, fn.below(end, start)), token.index, self.group)
         self._add(values, (start, stop), fn.i64(0), self.count, next_values)
         if self.tokens > 1:
             with fn.loop(0, stop.compare("<", size).select(fn.i64(self.tokens), 0)) as token:
@@ -111,7 +111,7 @@ class FloatRows(Rows):
 
         def within(at: Value) -> Value:
             at = at.compare(">", 0).select(at, 0)
-            return at.compare("<", self.pages.page_tokens).select(at, self.pages.page_tokens)
+            return self.fn.below(at, self.pages.page_tokens)
 
         return within(slot - (self.window - 1)) if self.window else self.fn.i64(0), within(slot + 1)
 

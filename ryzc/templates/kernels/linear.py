@@ -224,9 +224,7 @@ class _Multiply:
         with fn.loop(0, blocks, panel.blocks) as stretch:
             count = fn.below(fn.i64(blocks) - stretch.index, panel.blocks)
             panel.unpack(fn.at(tile, stretch.index * block_bytes(fmt)), count, self.method.prefetch)
-            with (
-                token_tiles(fn, first, last, self.method.widths) as tiles,
-            ):
+            with token_tiles(fn, first, last, self.method.widths) as tiles:
                 for m, width in tiles:
                     with fn.loop(0, TILE, self.method.vectors * lanes) as row:
                         rows = [row.index + v * lanes for v in range(self.method.vectors)]

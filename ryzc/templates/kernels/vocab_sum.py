@@ -51,7 +51,7 @@ class VocabSum(Kernel):
             largest = row_largest(fn, fn.at(fn.args["chunk_max"], row * (4 * chunks)), chunks).splat(LANES)
             base = fn.at(logits, row * (4 * self.stride))
             start, end = part * SLICE, part * SLICE + SLICE
-            last = end.compare("<", self.stride).select(end, self.stride)
+            last = fn.below(end, self.stride)
             with fn.loop(start, last, LANES, [fn.const(ROW, 0.0)]) as k:
                 k.values = [k.values[0] + exp(fn, fn.load(ROW, base, k.index << 2, align=4) - largest)]
             fn.store(k.results[0].sum(), fn.args["partial"], i.index << 2, align=4)
