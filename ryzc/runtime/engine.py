@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ryzc.bundle import Bundle
 from ryzc.errors import ContextError, UsageError
 from ryzc.runtime import memory
-from ryzc.runtime.pages import PagePool
+from ryzc.runtime.kv import PagePool
 from ryzc.runtime.sampling import Sampler, SamplingParams
 from ryzc.runtime.step import CompiledModel, StepResult
 from ryzc.runtime.tokenizer import SETTINGS_FILE, TOKENIZER_FILE, Tokenizer
