@@ -37,7 +37,8 @@ import numpy as np
 
 from ryzc.bundle import Bundle
 from ryzc.errors import ContextError, InternalError, OverloadError, UsageError
-from ryzc.runtime.kv import PagePool, eviction
+from ryzc.runtime.kv import PagePool
+from ryzc.runtime.kv.eviction import get as eviction_policy
 from ryzc.runtime.loading import Loaded, load_parts
 from ryzc.runtime.logprobs import token_logprob
 from ryzc.runtime.metrics import Metrics
@@ -46,12 +47,14 @@ from ryzc.runtime.request import Delta, Options, Request, Sequence
 from ryzc.runtime.sampling import Sampler
 from ryzc.runtime.scheduler import Part, Scheduler, due_time
 from ryzc.runtime.step import StepResult
-from ryzc.runtime.stream import Bell, Stream
+from ryzc.runtime.stream import Bell, Outbox, Stream
 
 SEQUENCES = 16
 """Sequences that may run together, by default."""
 QUEUE = 256
 """Requests that may wait, by default."""
+PAUSE = 0.002
+"""Seconds before another look, where an evaluation holds the pages that requests wait for."""
 
 
 class Engine:
@@ -91,7 +94,7 @@ class Engine:
         weights: str = "auto",
         kv_memory: int | None = None,
         queue: int = QUEUE,
-        eviction_policy: str = "lru",
+        eviction: str = "lru",
         background: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -109,7 +112,7 @@ class Engine:
             compiled.page_tokens,
             compiled.page_table,
             copy_page=compiled.copy_page,
-            policy=eviction.get(eviction_policy),
+            policy=eviction_policy(eviction)(compiled.pages),
         )
         self.context = min(compiled.context, compiled.pages * compiled.page_tokens)
         self.scheduler = Scheduler(
@@ -171,8 +174,8 @@ class Engine:
             raise OverloadError(
                 f"{self._queue} requests are waiting already", retry_after=self._wait_expected()
             )
-        request = Request(ids, options, self._clock())
-        stream = Stream(request, None if self._thread else self.step, self._attention.set)
+        request = Request(ids, options, self._clock(), Outbox())
+        stream = Stream(request, None if self._thread else self._drive, self._attention.set)
         self._inbox.append(request)
         self._attention.set()
         return stream
@@ -269,12 +272,16 @@ class Engine:
                 self._attention.wait(self._patience())
 
     def _patience(self) -> float | None:
-        """Seconds until the next deadline; ``None`` where nobody waits for one."""
-        deadlines = [s.request.deadline for s in self.scheduler.sequences() if s.request.deadline is not None]
-        return max(0.0, min(deadlines) - self._clock()) if deadlines else None
+        """Seconds until there may be something to do; ``None`` where only a caller can bring it."""
+        return PAUSE if self.scheduler.busy else None
+
+    def _drive(self) -> None:
+        """A step, by a reader who needs one."""
+        if not self.step() and self.scheduler.busy:
+            time.sleep(PAUSE)
 
     def step(self) -> bool:
-        """Take one step; whether there was anything to do.
+        """Take one step; whether anything was computed.
 
         Raises:
             Exception: the step failed; the requests in it have ended with an error.
@@ -298,7 +305,7 @@ class Engine:
                 self._gauge()
             if parts:
                 self.metrics.schedule_seconds.observe(time.perf_counter() - begin - native)
-            return bool(parts) or self.scheduler.busy
+            return bool(parts)
 
     def _take_in(self, now: float) -> None:
         """Turn submitted requests into waiting sequences."""
@@ -378,15 +385,16 @@ class Engine:
     def _prepare(self, part: Part) -> None:
         """Tell native code how to draw in a part's rows; drafts that can never be drawn are left out."""
         sequence, parameters = part.sequence, self.compiled.row_parameters
-        plain = part.rows - 1 - len(part.drafts)  # rows of the prompt's logprobs, in which nothing is drawn
-        parameters.clear(part.first_row, plain)
-        first = part.first_row + plain
-        prepared = sequence.sampler.prepare(parameters, first, len(sequence.ids), part.drafts)
-        dropped = 1 + len(part.drafts) - prepared
-        if dropped:
-            part.drafts = part.drafts[: len(part.drafts) - dropped]
-            part.tokens -= dropped
-            part.rows -= dropped
+        quiet = part.rows - part.draws  # rows of the prompt's logprobs, in which nothing is drawn
+        parameters.clear(part.first_row, quiet)
+        if part.draws:
+            first = part.first_row + quiet
+            dropped = part.draws - sequence.sampler.prepare(parameters, first, len(sequence.ids), part.drafts)
+            if dropped:
+                part.drafts = part.drafts[: len(part.drafts) - dropped]
+                part.tokens -= dropped
+                part.rows -= dropped
+                part.draws -= dropped
         if sequence.raw_rows:
             parameters.clear(part.first_row + part.rows, part.rows)
 
@@ -396,7 +404,9 @@ class Engine:
         drawn: list[int] = result.drawn.tolist()
         for part in parts:
             sequence = part.sequence
-            if part.rows:
+            if sequence.request.options.prompt_logprobs is not None and part.rows > part.draws:
+                self._tell_prompt(part, result)
+            if part.draws:
                 self._accept(part, drawn, result, now)
             else:
                 sequence.computed = part.start + part.tokens
@@ -408,9 +418,7 @@ class Engine:
         """Append a drawn token, and those after it whose drafts were right."""
         sequence = part.sequence
         options = sequence.request.options
-        first = part.first_row + part.rows - 1 - len(part.drafts)
-        if options.prompt_logprobs is not None and first > part.first_row:
-            self._tell_prompt(part, result)
+        first = part.first_row + part.rows - part.draws
         if len(sequence.ids) == sequence.limit:  # only the prompt's logprobs were wanted
             sequence.computed = part.start + part.tokens
             sequence.finish_reason = "length"
@@ -418,7 +426,7 @@ class Engine:
             return
         ids: list[int] = []
         texts: list[str] = []
-        for row in range(first, first + 1 + len(part.drafts)):
+        for row in range(first, first + part.draws):
             id_ = drawn[row]
             ids.append(id_)
             texts.append(sequence.push(id_, self.tokenizer.eos_ids))

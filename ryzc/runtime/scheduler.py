@@ -22,8 +22,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from ryzc.errors import InternalError
-from ryzc.runtime.kv import PagePool, PoolFull
+from ryzc.errors import InternalError, PoolFullError
+from ryzc.runtime.kv import PagePool
 from ryzc.runtime.metrics import Metrics
 from ryzc.runtime.request import Sequence
 
@@ -45,6 +45,7 @@ class Part:
         tokens: how many.
         drafts: guesses behind the last token, included in ``tokens``.
         rows: its last tokens whose logits are wanted.
+        draws: how many of these, at their end, draw a token.
         first_row: the first of their rows in the step.
     """
 
@@ -53,6 +54,7 @@ class Part:
     tokens: int
     drafts: Items[int] = ()
     rows: int = 0
+    draws: int = 0
     first_row: int = 0
 
 
@@ -172,10 +174,11 @@ class Scheduler:
     def _grow(self, sequence: Sequence, tokens: int) -> bool:
         """Make room for so many tokens, at the cost of sequences due later; false if it was its own."""
         while tokens > sequence.held:
+            whole = -(-tokens // self.pool.page_tokens) * self.pool.page_tokens
             try:
-                self.pool.resize(sequence.row, tokens)
-                sequence.held = -(-tokens // self.pool.page_tokens) * self.pool.page_tokens
-            except PoolFull:
+                self.pool.resize(sequence.row, whole)
+                sequence.held = whole
+            except PoolFullError:
                 victim = self.running[-1]
                 alone = victim is sequence and len(self.running) == 1
                 if alone:
@@ -217,7 +220,7 @@ class Scheduler:
                 guess = ()
             if self._grow(sequence, len(sequence.ids) + len(guess)):
                 room.take(1 + len(guess), (1 + len(guess)) << sequence.raw_rows)
-                parts.append(Part(sequence, len(sequence.ids) - 1, 1 + len(guess), guess, 1 + len(guess)))
+                parts.append(Part(sequence, len(sequence.ids) - 1, 1 + len(guess), guess, 1 + len(guess), 1 + len(guess)))
         if parts:
             room.tokens = min(room.tokens, MIXED_TOKENS)
         if prompts:
@@ -229,7 +232,7 @@ class Scheduler:
         page_tokens = self.pool.page_tokens
         planned: list[Part] = []
         for sequence in prompts:
-            if room.tokens < 1 or room.rows < 2:
+            if room.tokens < 1 or room.rows < 1 << sequence.raw_rows:
                 break
             if sequence.row < 0:
                 continue
@@ -247,7 +250,7 @@ class Scheduler:
             if not self._grow(sequence, sequence.computed + tokens):
                 continue
             last = sequence.computed + tokens == len(sequence.ids)
-            part = Part(sequence, sequence.computed, tokens, (), tokens if every else int(last))
+            part = Part(sequence, sequence.computed, tokens, (), tokens if every else int(last), int(last))
             room.take(tokens, part.rows << sequence.raw_rows)
             parts.append(part)
             planned.append(part)

@@ -53,6 +53,7 @@ class StepResult:
     row_max: F32
     row_sum: F32
     all_logits: F32
+    drawn: I32 = None
 
     def full(self, row: int) -> F32:
         """The logits of a row over the whole vocabulary, ``float32 [V]``, a view."""

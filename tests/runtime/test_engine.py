@@ -91,7 +91,8 @@ OPERATIONS = st.lists(st.one_of(ASKS, ASKS, STEPS, STEPS, CANCELS), min_size=3, 
 
 def drain(engine: Engine, asks: list[tuple[Ask, Stream]]) -> None:
     """Run until all have ended, checking the pool after every step."""
-    while engine.step():
+    while engine.scheduler.busy or engine.step():
+        engine.step()
         engine.pool.check_integrity()
     for ask, stream in asks:
         ask.deltas += list(stream)
