@@ -50,8 +50,8 @@ def check(books: Books) -> None:
 def _faults(books: Books) -> Iterator[str]:
     yield from _sequences(books)
     yield from _tree(books)
-    yield from _invariant(books)
     yield from _pages(books)
+    yield from _invariant(books)
     yield from _policy(books)
 
 

@@ -9,7 +9,7 @@ from ryzc.runtime.kv.eviction import Key
 MOST: Final = 15
 """Counts end here: more often makes no difference."""
 
-_FACTORS: Final = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F)
+_FACTOR: Final = 0x9E3779B97F4A7C15
 _MASK: Final = (1 << 64) - 1
 _COUNTERS_PER_KEY: Final = 4
 _SAMPLE_PER_KEY: Final = 10
@@ -28,25 +28,26 @@ class Sketch:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        bits = max(4, (_COUNTERS_PER_KEY * capacity - 1).bit_length())
-        self._shift = 64 - bits
-        self._rows = [bytearray(1 << bits) for _ in _FACTORS]
+        size = 1 << max(4, (_COUNTERS_PER_KEY * capacity - 1).bit_length())
+        self._last = size - 1
+        self._rows = [bytearray(size) for _ in range(4)]
         self._additions = 0
         self._sample = _SAMPLE_PER_KEY * max(1, capacity)
 
-    def _places(self, key: Key) -> list[int]:
-        value, shift = hash(key) + 1, self._shift
-        return [(value * factor & _MASK) >> shift for factor in _FACTORS]
+    def _places(self, key: Key) -> tuple[int, int, int, int]:
+        """A key's counter in each row: two hashes in four combinations."""
+        mixed = (hash(key) + 1) * _FACTOR & _MASK
+        one, other, last = mixed >> 40, mixed >> 16 | 1, self._last
+        return one & last, one + other & last, one + 2 * other & last, one + 3 * other & last
 
     def add(self, key: Key) -> None:
         """Count a use of a key. Only its lowest counters rise: the others are too high already."""
-        places = self._places(key)
-        counts = [row[place] for row, place in zip(self._rows, places, strict=True)]
-        least = min(counts)
+        a, b, c, d = self._rows
+        i, j, k, m = self._places(key)
+        least = min(a[i], b[j], c[k], d[m])
         if least < MOST:
-            for row, place, count in zip(self._rows, places, counts, strict=True):
-                if count == least:
-                    row[place] = least + 1
+            more = least + 1
+            a[i], b[j], c[k], d[m] = max(a[i], more), max(b[j], more), max(c[k], more), max(d[m], more)
         self._additions += 1
         if self._additions >= self._sample:
             self._rows = [row.translate(_HALVES) for row in self._rows]
@@ -54,4 +55,6 @@ class Sketch:
 
     def count(self, key: Key) -> int:
         """How often a key was added lately."""
-        return min(row[place] for row, place in zip(self._rows, self._places(key), strict=True))
+        a, b, c, d = self._rows
+        i, j, k, m = self._places(key)
+        return min(a[i], b[j], c[k], d[m])
