@@ -50,8 +50,8 @@ def check(books: Books) -> None:
 def _faults(books: Books) -> Iterator[str]:
     yield from _sequences(books)
     yield from _tree(books)
-    yield from _invariant(books)
     yield from _pages(books)
+    yield from _invariant(books)
     yield from _policy(books)
 
 
@@ -72,7 +72,7 @@ def _tree(books: Books) -> Iterator[str]:
     by_page = {node.page: node for node in nodes}
     if list(books.nodes) != [by_page.get(page) for page in range(books.pages)]:
         yield "a page's place in the tree is wrong"
-    if books.by_key != {node.digest: node for node in nodes}:
+    if books.by_key != {node.key: node for node in nodes}:
         yield "a key leads to a wrong place in the tree"
     for salt, root in books.tree.roots.items():
         if root.salt != salt or not root.children:

@@ -79,7 +79,7 @@ class PagePool:
         """By page, its place in the tree."""
         self._by_key: dict[Key, Node] = {}
         for node in nodes:
-            self._nodes[node.page] = self._by_key[node.digest] = node
+            self._nodes[node.page] = self._by_key[node.key] = node
         self._published = [0] * len(self._held)
         """By sequence, pages at its start that are in the tree; there may be more."""
         self._own = [0] * len(self._held)
@@ -96,11 +96,12 @@ class PagePool:
         free = [p for p in range(self.pages - 1, -1, -1) if not self._refs[p] and self._nodes[p] is None]
         surplus = max(0, len(free) - max(0, self.capacity - self._live - self._idle))
         self._retired, self._free = free[:surplus], free[surplus:]
+        self._policy.resize(max(1, self.capacity))
         self._policy.clear()
         for node in nodes:
-            self._policy.insert(node.digest)
+            self._policy.insert(node.key)
             if not node.children and not self._refs[node.page]:
-                self._policy.offer(node.digest)
+                self._policy.offer(node.key)
         self._changing = False
 
     def _mend(self, sequence: int) -> None:
@@ -292,7 +293,7 @@ class PagePool:
         """Let pages of the tree follow a sequence's first pages, in place of what it has there."""
         held, end = self._held[sequence], first + len(found)
         for node in reversed(found):
-            self._policy.hit(node.digest)
+            self._policy.hit(node.key)
             self._hold(node.page)
         pages = [node.page for node in found]
         self._held[sequence] = held[:first] + pages + held[end:]
@@ -332,8 +333,8 @@ class PagePool:
             if self._refs[page] > 1:
                 self._align(sequence, i)
             node = self._tree.insert(node, contents[i - first], page)
-            self._nodes[page] = self._by_key[node.digest] = node
-            self._policy.insert(node.digest)
+            self._nodes[page] = self._by_key[node.key] = node
+            self._policy.insert(node.key)
         self._published[sequence] = full
         self._own[sequence] = max(self._own[sequence], full)
         self._changing = False
@@ -389,6 +390,7 @@ class PagePool:
         surplus = min(len(self._free), max(0, self._live + self._idle + len(self._free) - self.capacity))
         self._retired += self._free[:surplus]
         del self._free[:surplus]
+        self._policy.resize(max(1, self.capacity))
         self._changing = False
         empty = [page for page in self._free + self._retired if self._touched[page]]
         if give_back is not None and empty:
@@ -405,6 +407,7 @@ class PagePool:
         back = len(self._retired) - count
         self._free[:0] = self._retired[back:]
         del self._retired[back:]
+        self._policy.resize(max(1, self.capacity))
         self._changing = False
 
     def clear(self) -> None:
@@ -465,7 +468,7 @@ class PagePool:
             if node is not None:
                 self._idle -= 1
                 if not node.children:
-                    self._policy.withdraw(node.digest)
+                    self._policy.withdraw(node.key)
 
     def _drop(self, pages: Sequence[int]) -> None:
         """A sequence no longer holds these; the last first, which makes it the oldest in the cache."""
@@ -473,7 +476,7 @@ class PagePool:
         for page in reversed(pages):
             node = nodes[page]
             if node is not None:
-                self._policy.touch(node.digest)
+                self._policy.touch(node.key)
             refs[page] -= 1
             if not refs[page]:
                 self._live -= 1
@@ -482,7 +485,7 @@ class PagePool:
                 else:
                     self._idle += 1
                     if not node.children:
-                        self._policy.offer(node.digest)
+                        self._policy.offer(node.key)
 
     def _evict(self) -> None:
         """Make a cached page free."""
@@ -497,7 +500,7 @@ class PagePool:
         self._free.append(node.page)
         self.evicted += 1
         if parent is not None and parent.page >= 0 and not parent.children and not self._refs[parent.page]:
-            self._policy.offer(parent.digest)
+            self._policy.offer(parent.key)
 
     def _detach(self, node: Node | None) -> None:
         """Take a page that one sequence holds out of the tree, with all below."""
@@ -506,8 +509,8 @@ class PagePool:
         gone = list(below(node))
         self._tree.remove(node)
         for lost in gone:
-            self._policy.remove(lost.digest)
-            del self._by_key[lost.digest]
+            self._policy.remove(lost.key)
+            del self._by_key[lost.key]
             self._nodes[lost.page] = None
             if not self._refs[lost.page]:
                 self._idle -= 1

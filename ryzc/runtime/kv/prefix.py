@@ -29,16 +29,16 @@ class Node:
         tokens: what the page holds, as in memory.
         page: its number.
         children: by their tokens.
-        digest: of the salt and of all tokens up to the end of the page; the same when it comes back.
+        key: digest of the salt and of all tokens up to the end of the page; the same when it comes back.
     """
 
-    __slots__ = ("children", "digest", "page", "parent", "tokens")
+    __slots__ = ("children", "key", "page", "parent", "tokens")
 
-    def __init__(self, parent: Node | None, tokens: bytes, page: int, digest: bytes) -> None:
+    def __init__(self, parent: Node | None, tokens: bytes, page: int, key: int) -> None:
         self.parent = parent
         self.tokens = tokens
         self.page = page
-        self.digest = digest
+        self.key = key
         self.children: dict[bytes, Node] = {}
 
 
@@ -83,7 +83,7 @@ class PrefixTree:
 
     def insert(self, parent: Node, tokens: bytes, page: int) -> Node:
         """Put a page below its parent, which holds no page of these tokens."""
-        node = Node(parent, tokens, page, _digest(parent.digest + tokens))
+        node = Node(parent, tokens, page, _digest(parent.key.to_bytes(_DIGEST_BYTES, "little") + tokens))
         parent.children[tokens] = node
         return node
 
@@ -138,5 +138,5 @@ def _bytes(ids: Sequence[int]) -> bytes:
     return array("i", ids).tobytes()
 
 
-def _digest(content: bytes, of: bytes = b"page") -> bytes:
-    return blake2b(content, digest_size=_DIGEST_BYTES, person=of).digest()
+def _digest(content: bytes, of: bytes = b"page") -> int:
+    return int.from_bytes(blake2b(content, digest_size=_DIGEST_BYTES, person=of).digest(), "little")

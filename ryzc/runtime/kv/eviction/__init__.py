@@ -28,7 +28,8 @@ from ryzc.errors import UsageError
 __all__ = ["DEFAULT", "EvictionPolicy", "Key", "get", "names"]
 
 Key: TypeAlias = Hashable
-DEFAULT = "w_tinylfu"
+DEFAULT = "arc"
+"""Never far from the best: frequency counts between conversations, recency within one."""
 
 
 class EvictionPolicy(Protocol):
