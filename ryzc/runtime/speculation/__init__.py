@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from ryzc.errors import UsageError
+from ryzc.runtime.step import CompiledModel, StepResult
 
 Found: TypeAlias = npt.NDArray[np.int32]
 
@@ -57,6 +58,16 @@ class DraftState(Protocol):
         """The request is over."""
 
 
+class Draw(Protocol):
+    """How a second model draws the drafts of a request: with the noise of the request, so that both draw the same."""
+
+    def prepare(self, model: CompiledModel, row: int, position: int, drafts: Sequence[int]) -> None:
+        """Before a step of the second model: its row so and so draws the token of a position, behind these drafts."""
+
+    def drawn(self, result: StepResult, row: int) -> int:
+        """The token that was drawn."""
+
+
 class Drafter(Protocol):
     """Drafts for all requests of an engine; used by one thread.
 
@@ -71,13 +82,25 @@ class Drafter(Protocol):
     @property
     def candidates(self) -> int: ...
 
-    def open(self, prompt: Sequence[int], *, private: bool = False) -> DraftState:
+    def open(self, prompt: Sequence[int], *, private: bool = False, draw: Draw | None = None) -> DraftState:
         """Begin a request.
 
         Args:
             prompt: its tokens.
             private: whether other requests must not learn from this one, not even by being faster.
+            draw: how a second model is to draw; by default the best token.
         """
+
+
+@runtime_checkable
+class BatchDrafter(Drafter, Protocol):
+    """A drafter whose drafts take time, so that it is asked for those alone that may pay, of all requests at once."""
+
+    def forecast(self, state: DraftState, most: int) -> list[float]:
+        """The chances that a chain is expected to have before it is made."""
+
+    def propose_all(self, states: Sequence[DraftState], most: Sequence[int], least: float) -> list[Draft]:
+        """A chain for each state that may have one; it ends where the chance of all of it falls below ``least``."""
 
 
 def names() -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ryzc.runtime.speculation import Draft, Found
+from ryzc.runtime.speculation import Draft, Draw, Found
 from ryzc.runtime.speculation.chances import LEAST, Chances, Guess, Guesses
 from ryzc.runtime.speculation.lookup import LONGEST, Lookup
 from ryzc.runtime.speculation.recycling import Recycling
@@ -26,7 +26,7 @@ class Auto:
         self._own = Chances(_joint(self.lookup.own))
         self._others = Chances(_joint(self.lookup.others))
 
-    def open(self, prompt: Sequence[int], *, private: bool = False) -> AutoState:
+    def open(self, prompt: Sequence[int], *, private: bool = False, draw: Draw | None = None) -> AutoState:
         return AutoState(self, prompt, private)
 
     def weigh(self, copied: Guess, recycled: Guess | None) -> Guess:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ryzc.runtime.speculation import Draft, Found
+from ryzc.runtime.speculation import Draft, Draw, Found
 from ryzc.runtime.speculation.automaton import Automaton
 from ryzc.runtime.speculation.chances import Chances, Guess, Guesses
 
@@ -68,7 +68,7 @@ class Lookup:
         self.own = Chances(_PRIOR)
         self.others = Chances(_PRIOR)
 
-    def open(self, prompt: Sequence[int], *, private: bool = False) -> LookupState:
+    def open(self, prompt: Sequence[int], *, private: bool = False, draw: Draw | None = None) -> LookupState:
         return LookupState(self, prompt, private)
 
 

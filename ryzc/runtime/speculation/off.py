@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ryzc.runtime.speculation import Draft, Found
+from ryzc.runtime.speculation import Draft, Draw, Found
 
 
 class Off:
@@ -13,7 +13,7 @@ class Off:
     name = "off"
     candidates = 0
 
-    def open(self, prompt: Sequence[int], *, private: bool = False) -> Off:
+    def open(self, prompt: Sequence[int], *, private: bool = False, draw: Draw | None = None) -> Off:
         return self
 
     def extend(self, ids: Sequence[int], found: Found | None) -> None:

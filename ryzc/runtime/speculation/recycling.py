@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ryzc.runtime.speculation import Draft, Found
+from ryzc.runtime.speculation import Draft, Draw, Found
 from ryzc.runtime.speculation.chances import Chances, Guess, Guesses
 
 _ENTRIES = 1 << 16
@@ -57,7 +57,7 @@ class Recycling:
         self.after_one, self.after_two = Successors(entries), Successors(entries)
         self.chances = Chances(_PRIOR[0]), Chances(_PRIOR[1])
 
-    def open(self, prompt: Sequence[int], *, private: bool = False) -> RecyclingState:
+    def open(self, prompt: Sequence[int], *, private: bool = False, draw: Draw | None = None) -> RecyclingState:
         return RecyclingState(self, prompt, private)
 
     def guess(self, before: int, last: int) -> Guess | None:
