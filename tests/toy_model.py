@@ -57,7 +57,7 @@ class ToyStep:
         self.pages = per_sequence if pages is None else pages
         self.page_table = np.zeros((sequences, per_sequence), np.int32)
         self.pool = np.full((self.pages, self.page_tokens), -1, np.int64)
-        self.plan = SimpleNamespace(context_length=256)
+        self.plan = SimpleNamespace(context_length=256, macs_per_token=9, head_macs=1)
         self.target, self.threads, self.weights = SimpleNamespace(name="toy"), 1, "copy"
         self.script = list(script)
         """Where it is not empty: the tokens that follow the prompt, whatever it is."""
@@ -195,13 +195,13 @@ def toy(step: ToyStep | None = None, *, template: str | None = None, add_bos: bo
     """A model around a toy step."""
     step = step or ToyStep()
     tokenizer = cast(Tokenizer, ToyTokenizer(add_bos=add_bos))
-    return Model(cast(CompiledModel, step), tokenizer, template), step
+    return Model(cast(CompiledModel, step), tokenizer, template, speculate="off"), step
 
 
 def toy_engine(step: ToyStep | None = None, **options: Any) -> tuple[Engine, ToyStep]:
     """An engine around a toy step, without a thread of its own unless asked for one."""
     step = step or ToyStep()
-    options = {"sequences": len(step.page_table) - 1, "background": False, **options}
+    options = {"sequences": len(step.page_table) - 1, "background": False, "speculate": "off", **options}
     tokenizer = cast(Tokenizer, ToyTokenizer())
     return Engine(Loaded(cast(CompiledModel, step), tokenizer), **options), step
 

@@ -37,6 +37,7 @@ import numpy as np
 
 from ryzc.bundle import Bundle
 from ryzc.errors import ContextError, InternalError, OverloadError, UsageError
+from ryzc.runtime import speculation
 from ryzc.runtime.kv import PagePool
 from ryzc.runtime.kv.eviction import get as eviction_policy
 from ryzc.runtime.loading import Loaded, load_parts
@@ -46,6 +47,10 @@ from ryzc.runtime.prompts import Prompt, Prompts
 from ryzc.runtime.request import Delta, Options, Request, Sequence
 from ryzc.runtime.sampling import Sampler
 from ryzc.runtime.scheduler import Part, Scheduler, due_time
+from ryzc.runtime.speculation import Drafter
+from ryzc.runtime.speculation.cost import CostModel
+from ryzc.runtime.speculation.draft_model import DraftModel
+from ryzc.runtime.speculation.speculator import Speculator
 from ryzc.runtime.step import StepResult
 from ryzc.runtime.stream import Bell, Outbox, Stream
 
@@ -71,7 +76,9 @@ class Engine:
             the free memory.
         queue: requests that may wait.
         eviction: which cached prefix goes first, see :mod:`ryzc.runtime.kv.eviction`.
-        prefix_cache: whether requests share what they have in common.
+        speculate: which drafter guesses ahead, see :mod:`ryzc.runtime.speculation`; ``off`` for none. It changes the
+            speed, never an answer.
+        draft: the bundle of a smaller model with the same vocabulary, which guesses instead.
         background: run in a thread of its own; otherwise the steps are taken by whoever reads a stream.
         clock: seconds that never go back.
 
@@ -95,6 +102,8 @@ class Engine:
         kv_memory: int | None = None,
         queue: int = QUEUE,
         eviction: str = "lru",
+        speculate: str = "auto",
+        draft: Bundle | str | Path | None = None,
         background: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -122,6 +131,7 @@ class Engine:
             max_rows=compiled.max_rows,
             rows=range(min(sequences, compiled.max_rows, len(compiled.page_table) - 1) - 1, -1, -1),
         )
+        self._speculator = self._open_speculator(speculate, draft, sequences, threads)
         self._scratch = len(compiled.page_table) - 1
         self._queue = queue
         self._clock = clock
@@ -134,6 +144,21 @@ class Engine:
         if background:
             self._thread = threading.Thread(target=self._work, name="ryzc-engine", daemon=True)
             self._thread.start()
+
+    def _open_speculator(
+        self, speculate: str, draft: Bundle | str | Path | None, sequences: int, threads: int | None
+    ) -> Speculator | None:
+        plan = self.compiled.plan
+        if draft is not None:
+            drafter: Drafter = DraftModel.load(
+                draft, self.compiled.bundle, context=self.context, sequences=sequences, threads=threads
+            )
+        elif speculate == "off":
+            return None
+        else:
+            drafter = speculation.get(speculate)
+        macs = plan.macs_per_token + plan.head_macs
+        return Speculator(drafter, CostModel(head_share=plan.head_macs / macs if macs else 0.0))
 
     # --- callers --------------------------------------------------------------------------------
 
@@ -292,7 +317,7 @@ class Engine:
             self._take_in(now)
             self._end_early(now)
             self.scheduler.admit()
-            parts = self.scheduler.plan()
+            parts = self.scheduler.plan(self._draft if self._speculator else None)
             native = 0.0
             try:
                 if parts:
@@ -346,7 +371,7 @@ class Engine:
         positions: list[int] = []
         sequences: list[int] = []
         rows: list[int] = []
-        candidates = 1
+        candidates = max(1, self._speculator.candidates) if self._speculator else 1
         for part in parts:
             sequence = part.sequence
             if sequence.request.first_step is None:
@@ -354,7 +379,7 @@ class Engine:
             part.first_row = len(rows)
             if part.rows:
                 self._prepare(part)
-                candidates = max(candidates, sequence.sampler.candidates, sequence.request.options.logprobs or 0)
+                candidates = max(candidates, sequence.candidates)
             end = len(tokens) + part.tokens
             tokens += sequence.ids[part.start : part.start + part.tokens - len(part.drafts)]
             tokens += part.drafts
@@ -369,6 +394,8 @@ class Engine:
         self.metrics.steps += 1
         self.metrics.step_seconds.observe(seconds)
         self.metrics.step_tokens.observe(len(tokens))
+        if self._speculator:
+            self._speculator.measured(len(tokens), len(rows), seconds)
         if not np.isfinite(result.row_sum).all():
             raise InternalError("the model computed logits that are not finite")
         self._commit(parts, result)
@@ -397,6 +424,19 @@ class Engine:
                 part.draws -= dropped
         if sequence.raw_rows:
             parameters.clear(part.first_row + part.rows, part.rows)
+
+    def _draft(self, decoding: list[Sequence], most: int) -> list[list[int]]:
+        """Guesses at what follows each sequence, see :class:`ryzc.runtime.scheduler.Drafts`."""
+        speculator = self._speculator
+        assert speculator is not None
+        room = []
+        for sequence in decoding:
+            if sequence.drafting is None:
+                private = bool(sequence.request.options.salt)
+                sequence.drafting = speculator.open(sequence.ids, private=private)
+            end = min(sequence.limit - 1, self.context)
+            room.append(0 if sequence.raw_rows else end - len(sequence.ids))
+        return speculator.draft([s.drafting for s in decoding if s.drafting], room, most=most)
 
     def _commit(self, parts: list[Part], result: StepResult) -> None:
         """Give out what a step drew."""
@@ -438,6 +478,9 @@ class Engine:
         if options.logprobs is not None:
             raw = first + (part.rows if sequence.raw_rows else 0)
             logprobs = tuple(token_logprob(result, raw + i, id_, options.logprobs) for i, id_ in enumerate(ids))
+        if sequence.drafting is not None and self._speculator:
+            sequence.drafting.drafted = len(part.drafts)
+            self._speculator.extend(sequence.drafting, ids, result.ids[first : first + part.draws])
         self._count(sequence, len(ids), len(part.drafts), now)
         sequence.request.outbox.put(
             Delta(sequence.index, "".join(texts), tuple(ids), logprobs, sequence.finish_reason), self._bell

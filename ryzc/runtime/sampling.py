@@ -42,7 +42,6 @@ class SamplingParams:
     seed: int | None = None
     repeat_penalty: float = 1.0
     repeat_last_n: int = 64
-    logit_bias: object = None
 
     def __post_init__(self) -> None:
         _require(self.temperature >= 0, "temperature", self.temperature, "0 (greedy) or more")
@@ -91,21 +90,14 @@ class Sampler:
     """
 
     def __init__(
-        self, params: SamplingParams, *, vocab_size: int, max_candidates: int, history: Iterable[int] = (), prompt=(), grammar=None
+        self, params: SamplingParams, *, vocab_size: int, max_candidates: int, history: Iterable[int] = ()
     ) -> None:
         self.params = params
         self._vocab_size = vocab_size
         self._max_candidates = max_candidates
         self._random = np.random.Generator(np.random.PCG64(params.seed))
         last = params.repeat_last_n if params.penalizes else 0
-        self._recent = deque([*history, *prompt], maxlen=None if last < 0 else last)
-
-    adjusts = False
-
-    def prepare(self, rows, first, position, drafts=()):
-        for j in range(1 + len(drafts)):
-            rows.put(first + j, self, position + j)
-        return 1 + len(drafts)
+        self._recent = deque(history, maxlen=None if last < 0 else last)
 
     def accept(self, id_: int) -> None:
         """Count a token as recent."""

@@ -151,6 +151,7 @@ class Scheduler:
 
     def _stop(self, sequence: Sequence) -> None:
         """Take row and pages back."""
+        sequence.stop_drafting()
         self.pool.release(sequence.row)
         self._free_rows.append(sequence.row)
         sequence.row, sequence.held, sequence.computed, sequence.published = -1, 0, 0, 0

@@ -107,12 +107,19 @@ def alone(ask: Ask) -> Ask:
 
 
 @settings(max_examples=150)
-@given(OPERATIONS, st.integers(16, 40), st.integers(2, 6), st.integers(2, 9), st.integers(2, 8))
+@given(
+    OPERATIONS,
+    st.integers(16, 40),
+    st.integers(2, 6),
+    st.integers(2, 9),
+    st.integers(2, 8),
+    st.sampled_from(["off", "auto", "lookup", "recycling"]),
+)
 def test_a_storm_changes_no_answer(
-    operations: list[Any], pages: int, sequences: int, max_tokens: int, max_rows: int
+    operations: list[Any], pages: int, sequences: int, max_tokens: int, max_rows: int, speculate: str
 ) -> None:
     step = ToyStep(sequences=sequences + 1, pages=pages, max_tokens=max(max_tokens, max_rows), max_rows=max_rows)
-    engine, _ = toy_engine(step, sequences=sequences)
+    engine, _ = toy_engine(step, sequences=sequences, speculate=speculate)
     asks: list[tuple[Ask, Stream]] = []
     for operation in operations:
         if isinstance(operation, Ask):
