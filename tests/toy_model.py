@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ryzc.runtime.engine import Model
+from ryzc.runtime.sampling import RowParameters, reference
 from ryzc.runtime.step import CompiledModel, StepResult
 from ryzc.runtime.tokenizer import Tokenizer
 
@@ -51,6 +52,7 @@ class ToyStep:
         self.vocab_size, self.page_tokens = VOCAB, 4
         self.pages = -(-context // self.page_tokens)
         self.page_table = np.zeros((1, self.pages), np.int32)
+        self.row_parameters = RowParameters(max_rows, 128)
         self.pool = np.full((self.pages, self.page_tokens), -1, np.int64)
         self.plan = SimpleNamespace(context_length=256)
         self.target, self.threads, self.weights = SimpleNamespace(name="toy"), 1, "copy"
@@ -84,10 +86,17 @@ class ToyStep:
             [self.logits(self.read(int(positions[r]) + 1)) for r in rows] or [np.zeros(VOCAB, np.float32)]
         )
         logits = logits.astype(np.float32)[: len(rows)]
+        parameters = self.row_parameters
+        for i, row in enumerate(logits):
+            row[:] = reference.adjusted(row, parameters, i)
+        drawn = [reference.draw(row, parameters.records[i], self.max_candidates) for i, row in enumerate(logits)]
+        parameters.clear()
         order = np.argsort(-logits, axis=1, kind="stable")[:, :candidates].astype(np.int32)
         top = logits.max(axis=1, initial=-np.inf)
         sums = np.exp(logits - top[:, None]).sum(axis=1, dtype=np.float32)
-        return StepResult(order, np.take_along_axis(logits, order, axis=1), top, sums, logits)
+        return StepResult(
+            order, np.take_along_axis(logits, order, axis=1), top, sums, logits, np.array(drawn, np.int32)
+        )
 
     def read(self, count: int) -> list[int]:
         """The tokens of the first ``count`` positions, as the page table leads to them."""

@@ -237,7 +237,7 @@ class Model:
         size = min(self.compiled.max_tokens, self.compiled.max_rows)
         for start in range(first, len(array), size):
             part = array[: start + size]
-            yield start, self._advance(part, len(part) - start, 1)
+            yield start, self._advance(part, len(part) - start)
 
     def _check_length(self, ids: Sequence[int]) -> None:
         if len(ids) > self.context:
@@ -249,15 +249,20 @@ class Model:
                 hint=more if len(ids) <= trained else never,
             )
 
-    def _advance(self, ids: npt.NDArray[np.int32], rows: int, candidates: int) -> StepResult:
-        """Logits after the last ``rows`` of ``ids``, computing what the cache does not hold yet."""
+    def _advance(self, ids: npt.NDArray[np.int32], rows: int, sampler: Sampler | None = None) -> StepResult:
+        """Logits after the last ``rows`` of ``ids``, computing what the cache does not hold yet.
+
+        With a sampler, a token for the place after ``ids`` is drawn as it says.
+        """
         with self._lock:
             done = self._reusable(ids, rows)
             while len(ids) - done > self.compiled.max_tokens:
                 end = min(done + self.compiled.max_tokens, len(ids) - rows)
                 self._step(ids[done:end], done, 0, 1)
                 done = end
-            return self._step(ids[done:], done, rows, candidates)
+            if sampler is not None:
+                sampler.prepare(self.compiled.row_parameters, 0, len(ids))
+            return self._step(ids[done:], done, rows, 1 if sampler is None else sampler.candidates)
 
     def _reusable(self, ids: npt.NDArray[np.int32], rows: int = 1) -> int:
         """Tokens at the start of ``ids`` whose keys and values are there, the last ``rows`` left out."""
@@ -315,7 +320,7 @@ class Generation(Iterator[str]):
             params,
             vocab_size=model.compiled.vocab_size,
             max_candidates=model.compiled.max_candidates,
-            history=ids,
+            prompt=ids,
         )
         self._detokenizer = model.tokenizer.stream()
         self._held = StopFilter(stops)
@@ -362,8 +367,8 @@ class Generation(Iterator[str]):
             ids = self._buffer[: self._count]
             if self.time_to_first_token is None:
                 self.reused_tokens = model._reusable(ids)
-            result = model._advance(ids, 1, self._sampler.candidates)
-            id_ = self._sampler.pick(result)
+            id_ = int(model._advance(ids, 1, self._sampler).drawn[0])
+        self._sampler.accept(id_)
         self._buffer[self._count] = id_
         self._count += 1
         seconds = time.perf_counter() - start
