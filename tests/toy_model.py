@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ryzc.runtime.engine import Engine
 from ryzc.runtime.loading import Loaded
 from ryzc.runtime.model import Model
+from ryzc.runtime.sampling import RowParameters, reference
 from ryzc.runtime.step import CompiledModel, StepResult
 from ryzc.runtime.tokenizer import Tokenizer
 
@@ -56,6 +57,7 @@ class ToyStep:
         per_sequence = -(-context // self.page_tokens)
         self.pages = per_sequence if pages is None else pages
         self.page_table = np.zeros((sequences, per_sequence), np.int32)
+        self.row_parameters = RowParameters(max_rows, 128)
         self.pool = np.full((self.pages, self.page_tokens), -1, np.int64)
         self.plan = SimpleNamespace(context_length=256, macs_per_token=9, head_macs=1)
         self.target, self.threads, self.weights = SimpleNamespace(name="toy"), 1, "copy"
@@ -66,7 +68,6 @@ class ToyStep:
         self.interrupt_at: int | None = None
         self.fail_next = False
         self.closed = False
-        self.row_parameters = Rows()
 
     def step(
         self,
@@ -93,10 +94,14 @@ class ToyStep:
             [self.logits(self.read(positions[r] + 1, sequences[r])) for r in rows] or [np.zeros(VOCAB, np.float32)]
         )
         logits = logits.astype(np.float32)[: len(rows)]
+        parameters = self.row_parameters
+        for i, row in enumerate(logits):
+            row[:] = reference.adjusted(row, parameters, i)
+        drawn = [reference.draw(row, parameters.records[i], self.max_candidates) for i, row in enumerate(logits)]
+        parameters.clear()
         order = np.argsort(-logits, axis=1, kind="stable")[:, :candidates].astype(np.int32)
         top = logits.max(axis=1, initial=-np.inf)
         sums = np.exp(logits - top[:, None]).sum(axis=1, dtype=np.float32)
-        drawn = [self.row_parameters.draw(row, logits[row]) for row in range(len(logits))]
         return StepResult(
             order, np.take_along_axis(logits, order, axis=1), top, sums, logits, np.array(drawn, np.int32)
         )
@@ -121,27 +126,6 @@ class ToyStep:
 
     def close(self) -> None:
         self.closed = True
-
-
-class Rows:
-    def __init__(self):
-        self.by_row = {}
-
-    def clear(self, first, count):
-        for i in range(count):
-            self.by_row.pop(first + i, None)
-
-    def put(self, row, sampler, position):
-        self.by_row[row] = (sampler, position)
-
-    def draw(self, row, logits):
-        if row not in self.by_row:
-            return int(logits.argmax())
-        sampler, position = self.by_row[row]
-        if sampler.params.temperature == 0:
-            return int(logits.argmax())
-        rng = np.random.default_rng([sampler.params.seed, position])
-        return int((logits / sampler.params.temperature + rng.gumbel(size=len(logits))).argmax())
 
 
 class ToyTokenizer:

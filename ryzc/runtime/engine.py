@@ -33,8 +33,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ryzc.bundle import Bundle
 from ryzc.errors import ContextError, InternalError, OverloadError, UsageError
 from ryzc.runtime import speculation
@@ -377,7 +375,7 @@ class Engine:
             if sequence.request.first_step is None:
                 self._begin(sequence.request, part, now)
             part.first_row = len(rows)
-            if part.rows:
+            if part.draws:
                 self._prepare(part)
                 candidates = max(candidates, sequence.candidates)
             end = len(tokens) + part.tokens
@@ -396,8 +394,6 @@ class Engine:
         self.metrics.step_tokens.observe(len(tokens))
         if self._speculator:
             self._speculator.measured(len(tokens), len(rows), seconds)
-        if not np.isfinite(result.row_sum).all():
-            raise InternalError("the model computed logits that are not finite")
         self._commit(parts, result)
         return seconds
 
@@ -411,19 +407,16 @@ class Engine:
 
     def _prepare(self, part: Part) -> None:
         """Tell native code how to draw in a part's rows; drafts that can never be drawn are left out."""
-        sequence, parameters = part.sequence, self.compiled.row_parameters
-        quiet = part.rows - part.draws  # rows of the prompt's logprobs, in which nothing is drawn
-        parameters.clear(part.first_row, quiet)
-        if part.draws:
-            first = part.first_row + quiet
-            dropped = part.draws - sequence.sampler.prepare(parameters, first, len(sequence.ids), part.drafts)
-            if dropped:
-                part.drafts = part.drafts[: len(part.drafts) - dropped]
-                part.tokens -= dropped
-                part.rows -= dropped
-                part.draws -= dropped
-        if sequence.raw_rows:
-            parameters.clear(part.first_row + part.rows, part.rows)
+        first = part.first_row + part.rows - part.draws  # nothing is drawn in rows of the prompt's logprobs
+        sequence = part.sequence
+        dropped = part.draws - sequence.sampler.prepare(
+            self.compiled.row_parameters, first, len(sequence.ids), part.drafts
+        )
+        if dropped:
+            part.drafts = part.drafts[: len(part.drafts) - dropped]
+            part.tokens -= dropped
+            part.rows -= dropped
+            part.draws -= dropped
 
     def _draft(self, decoding: list[Sequence], most: int) -> list[list[int]]:
         """Guesses at what follows each sequence, see :class:`ryzc.runtime.scheduler.Drafts`."""
@@ -450,6 +443,8 @@ class Engine:
                 self._accept(part, drawn, result, now)
             else:
                 sequence.computed = part.start + part.tokens
+            if sequence.row < 0:  # its request has failed
+                continue
             self.scheduler.publish(sequence)
             if sequence.finish_reason is not None:
                 self._retire(sequence, now)
@@ -468,6 +463,9 @@ class Engine:
         texts: list[str] = []
         for row in range(first, first + part.draws):
             id_ = drawn[row]
+            if id_ < 0:
+                self._fail([part], InternalError("every token is forbidden, or the logits are not finite"))
+                return
             ids.append(id_)
             texts.append(sequence.push(id_, self.tokenizer.eos_ids))
             guess = row - first

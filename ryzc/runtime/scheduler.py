@@ -206,12 +206,13 @@ class Scheduler:
         """
         parts: list[Part] = []
         decoding = [s for s in self.running if s.decoding]
-        if sum(1 << s.raw_rows for s in decoding) > self.max_rows:  # then they take turns
+        needed = sum(1 << s.raw_rows for s in decoding)
+        if needed > self.max_rows:  # then they take turns
             decoding.sort(key=_last_token)
         prompts = [s for s in self.running if not s.decoding]
         guesses: Items[Items[int]] = ()
         if drafts is not None and decoding and not prompts:
-            guesses = drafts(decoding, min(self.max_rows, self.max_tokens) - len(decoding))
+            guesses = drafts(decoding, max(0, min(self.max_rows, self.max_tokens) - needed))
         room = Room(self.max_tokens, self.max_rows)
         for i, sequence in enumerate(decoding):
             if sequence.row < 0 or room.rows < 1 << sequence.raw_rows:  # it had to give its pages away; no room
