@@ -11,6 +11,7 @@
     │   ├── BundleError      a bundle is damaged, incomplete or from another version
     │   ├── ContextError     a prompt or batch does not fit the context
     │   │   └── PoolFullError    not enough of the KV pool is free for it now
+    │   ├── OverloadError    there are more requests than can be taken now
     │   └── UsageError       an argument makes no sense
     └── InternalError        ryzc is at fault                exit code 2
 
@@ -67,6 +68,18 @@ class ContextError(UserError):
 
 class PoolFullError(ContextError):
     """Not enough pages of the KV pool are free; when another sequence has ended, there may be."""
+
+
+class OverloadError(UserError):
+    """There are more requests than can be taken now.
+
+    Args:
+        retry_after: seconds after which it may be worth another try.
+    """
+
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message, hint=f"try again in {retry_after} s")
+        self.retry_after = retry_after
 
 
 class UsageError(UserError):

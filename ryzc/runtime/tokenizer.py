@@ -102,6 +102,11 @@ class Tokenizer:
         text = b"".join(self.piece(id_, special=special) for id_ in ids).decode(errors="replace")
         return text.removeprefix(" ") if self._add_space_prefix else text
 
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token as ``tokenizer.json`` spells it."""
+        vocabulary: dict[str, int] = self._encoder.get_vocab(with_added_tokens=True)
+        return vocabulary
+
     def stream(self, *, special: bool = False) -> Detokenizer:
         """A decoder for ids that come one by one, as the continuation of a text."""
         return Detokenizer(self, special)
