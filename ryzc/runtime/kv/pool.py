@@ -157,8 +157,15 @@ class PagePool:
         self._settle()
         return len(self._held[sequence])
 
+    def row(self, sequence: int) -> npt.NDArray[np.int32]:
+        """The page table's row of a sequence: its pages, and then zeros. Not to be written."""
+        self._settle()
+        row: npt.NDArray[np.int32] = self._table[sequence]
+        return row
+
     def tokens(self, sequence: int) -> int:
-        """Tokens that a sequence has room for, as it was resized or adopted."""
+        """Tokens of a sequence, as it was resized to or adopted."""
+        self._settle()
         return self._tokens[sequence]
 
     def resize(self, sequence: int, tokens: int, writable_from: int | None = None) -> None:
@@ -258,20 +265,21 @@ class PagePool:
         pages = self._tree.pages(ids, 0, len(ids) // self.page_tokens)
         return [node.page for node in self._tree.walk(self._tree.roots.get(salt), pages)]
 
-    def adopt(self, sequence: int, ids: Ids, salt: str = "") -> int:
+    def adopt(self, sequence: int, ids: Ids, salt: str = "", *, counted: bool = True) -> int:
         """Extend a sequence by cached pages that hold what comes next.
 
         Args:
             sequence: a row of the page table. What it holds is the beginning of ``ids``.
             ids: the tokens that it shall hold. Leave the last one out: nothing but a step gives its logits.
             salt: only pages that were published with the same salt are found.
+            counted: whether ``queried_tokens`` and ``hit_tokens`` take notice.
 
         Returns:
             How many tokens the sequence has now.
         """
         self._settle()
         held, tokens, size = self._held[sequence], self._tokens[sequence], self.page_tokens
-        if not tokens:
+        if counted and not tokens:
             self.queried_tokens += len(ids)
         whole = min(len(ids) // size, self._table.shape[1])
         first = min(self._published[sequence], tokens // size)
@@ -286,7 +294,8 @@ class PagePool:
         self._replace(sequence, first, found)
         self._tokens[sequence] = end * size
         self._changing = False
-        self.hit_tokens += end * size - tokens
+        if counted:
+            self.hit_tokens += end * size - tokens
         return end * size
 
     def _replace(self, sequence: int, first: int, found: Sequence[Node]) -> None:
