@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from ryzc.runtime import mixes, speculation
-from ryzc.runtime.pages import PagePool
+from ryzc.runtime import model as model_
+from ryzc.runtime.kv import PagePool
 from ryzc.runtime.speculation.cost import CostModel
 from ryzc.runtime.speculation.draft_model import DraftModel
 from ryzc.runtime.speculation.speculator import MOST, Speculator
@@ -124,7 +125,7 @@ class Decoder:
         return self._model.step(tokens, positions, np.zeros_like(tokens), wanted)
 
 
-def tasks(model: Model, names: Sequence[str]) -> Iterator[Task]:
+def tasks(model: model_.Model, names: Sequence[str]) -> Iterator[Task]:
     """The prompts of several mixes."""
     for mix in names:
         if mix == RANDOM:
@@ -145,7 +146,7 @@ class Comparison:
     """
 
     def __init__(self, bundle: Path, methods: Sequence[str], *, threads: int | None) -> None:
-        self.model = engine.load(bundle, context=CONTEXT, threads=threads)
+        self.model = model_.load(bundle, context=CONTEXT, threads=threads)
         self.methods = [method for method in methods if method != "off"]
         self._decoder = Decoder(self.model.compiled, self.model.tokenizer.eos_ids)
         self._small: dict[str, DraftModel] = {}

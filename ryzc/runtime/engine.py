@@ -28,7 +28,8 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence as Items
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Items
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ from ryzc.runtime.loading import Loaded, load_parts
 from ryzc.runtime.logprobs import token_logprob
 from ryzc.runtime.metrics import Metrics
 from ryzc.runtime.prompts import Prompt, Prompts
-from ryzc.runtime.request import Delta, Options, Request, Sequence
+from ryzc.runtime.request import Delta, Options, Request, Sequence, TokenLogprob
 from ryzc.runtime.sampling import Sampler
 from ryzc.runtime.scheduler import Part, Scheduler, due_time
 from ryzc.runtime.speculation import Drafter
@@ -107,8 +108,9 @@ class Engine:
     ) -> None:
         if sequences < 1 or queue < 0:
             raise UsageError(f"{sequences} sequences and a queue of {queue} make no sense")
-        loaded = bundle
-        if not isinstance(loaded, Loaded):
+        if isinstance(bundle, Loaded):
+            loaded = bundle
+        else:
             loaded = load_parts(bundle, context=context, sequences=sequences + 1, threads=threads, weights=weights)
         self.compiled = compiled = loaded.compiled
         self.tokenizer = loaded.tokenizer
@@ -194,9 +196,7 @@ class Engine:
             raise OverloadError("the engine is closing and takes no more requests", retry_after=5)
         if len(self._inbox) + self.scheduler.waiting >= self._queue + self._idle_rows():
             self.metrics.requests_refused += 1
-            raise OverloadError(
-                f"{self._queue} requests are waiting already", retry_after=self._wait_expected()
-            )
+            raise OverloadError(f"{self._queue} requests are waiting already", retry_after=self._wait_expected())
         request = Request(ids, options, self._clock(), Outbox())
         stream = Stream(request, None if self._thread else self._drive, self._attention.set)
         self._inbox.append(request)
@@ -289,7 +289,7 @@ class Engine:
             self._attention.clear()
             try:
                 worked = self.step()
-            except Exception:  # noqa: BLE001 - the requests concerned have been told
+            except Exception:
                 worked = True
             if not worked:
                 self._attention.wait(self._patience())
@@ -472,7 +472,7 @@ class Engine:
             if sequence.finish_reason is not None or guess == len(part.drafts) or part.drafts[guess] != id_:
                 break
         sequence.computed = part.start + part.tokens - len(part.drafts) + len(ids) - 1
-        logprobs = ()
+        logprobs: tuple[TokenLogprob, ...] = ()
         if options.logprobs is not None:
             raw = first + (part.rows if sequence.raw_rows else 0)
             logprobs = tuple(token_logprob(result, raw + i, id_, options.logprobs) for i, id_ in enumerate(ids))

@@ -266,4 +266,3 @@ class Sequence:
             self.stop_hit = self.filter.hit
             return text
         return text + self.filter.flush()
-

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import heapq
 from bisect import insort
-from collections.abc import Callable, Sequence as Items
+from collections.abc import Callable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from itertools import count
 from typing import TypeAlias
@@ -222,7 +223,9 @@ class Scheduler:
                 guess = ()
             if self._grow(sequence, len(sequence.ids) + len(guess)):
                 room.take(1 + len(guess), (1 + len(guess)) << sequence.raw_rows)
-                parts.append(Part(sequence, len(sequence.ids) - 1, 1 + len(guess), guess, 1 + len(guess), 1 + len(guess)))
+                parts.append(
+                    Part(sequence, len(sequence.ids) - 1, 1 + len(guess), guess, 1 + len(guess), 1 + len(guess))
+                )
         if parts:
             room.tokens = min(room.tokens, MIXED_TOKENS)
         if prompts:

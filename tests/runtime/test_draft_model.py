@@ -20,7 +20,7 @@ from speculating import decode, step
 from ryzc.bundle import Bundle
 from ryzc.errors import UsageError
 from ryzc.runtime import speculation
-from ryzc.runtime.pages import PagePool
+from ryzc.runtime.kv import PagePool
 from ryzc.runtime.speculation.draft_model import DraftModel, require_same_vocabulary
 from ryzc.runtime.speculation.speculator import Speculator
 from ryzc.runtime.step import CompiledModel, StepResult

@@ -14,8 +14,8 @@ from toy_model import EOS, VOCAB, ToyStep, greedy
 
 from ryzc.errors import UsageError
 from ryzc.runtime import speculation
-from ryzc.runtime.pages import PagePool
-from ryzc.runtime.prompts import MIXES, PROMPTS
+from ryzc.runtime.kv import PagePool
+from ryzc.runtime.mixes import MIXES, PROMPTS
 from ryzc.runtime.speculation import Draft, Draw, Found
 from ryzc.runtime.speculation.automaton import Automaton
 from ryzc.runtime.speculation.chances import Chances, Guesses

@@ -302,7 +302,14 @@ def test_what_does_not_fit_is_refused() -> None:
     assert engine.context == 32
     with pytest.raises(ContextError, match="33 tokens, but the context has 32"):
         engine.submit([FIRST_LETTER] * 33)
-    for options in ({"n": 0}, {"max_tokens": -1}, {"stop": ("",)}, {"timeout": 0}, {"priority": 10**6}, {"logprobs": -1}):
+    for options in (
+        {"n": 0},
+        {"max_tokens": -1},
+        {"stop": ("",)},
+        {"timeout": 0},
+        {"priority": 10**6},
+        {"logprobs": -1},
+    ):
         with pytest.raises(UsageError):
             engine.submit([FIRST_LETTER], **options)
     with pytest.raises(TypeError):

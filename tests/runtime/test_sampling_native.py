@@ -12,7 +12,7 @@ import tiny_models
 from compiled import runnable_targets, write_bundle
 
 from ryzc.errors import UsageError
-from ryzc.runtime.pages import PagePool
+from ryzc.runtime.kv import PagePool
 from ryzc.runtime.sampling import RowParameters, Sampler, SamplingParams, reference
 from ryzc.runtime.step import CompiledModel, StepResult
 
