@@ -121,6 +121,11 @@ class Tokenizer:
             piece = self._pieces[id_] = self._spell(id_)
         return piece
 
+    def is_control(self, id_: int) -> bool:
+        """Whether an id is a control token, which stands for no text."""
+        added = self._added.get(id_)
+        return added is not None and bool(added.special)
+
     def _spell(self, id_: int) -> bytes:
         token: str | None = self._encoder.id_to_token(id_) if 0 <= id_ < self.vocab_size else None
         if token is None:

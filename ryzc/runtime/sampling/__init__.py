@@ -7,8 +7,9 @@ position depends on the logits there, the seed and the position alone: not on ne
 
 from __future__ import annotations
 
+from ryzc.runtime.sampling.grammar import Grammar, GrammarTokens
 from ryzc.runtime.sampling.params import SamplingParams
 from ryzc.runtime.sampling.rows import RowParameters
 from ryzc.runtime.sampling.sampler import Sampler
 
-__all__ = ["RowParameters", "Sampler", "SamplingParams"]
+__all__ = ["Grammar", "GrammarTokens", "RowParameters", "Sampler", "SamplingParams"]

@@ -27,6 +27,7 @@ class Adjustments:
         self._history = list(map(int, prompt)) if self._last else []
         self._recent = Counter(self._history if self._last < 0 else self._history[-self._last :] if self._last else ())
         self._generated: Counter[int] = Counter()
+        self._moves = params.penalizes_recent or params.penalizes_generated
         self._bias = {id_: bias for id_, bias in params.logit_bias.items() if bias != 0}
         self._place: dict[int, int] = {}
         self._ids = np.zeros(_FIRST_CAPACITY, np.int32)
@@ -47,6 +48,8 @@ class Adjustments:
         self._shift(id_, -1)
 
     def _shift(self, id_: int, by: int) -> None:
+        if not self._moves:
+            return
         changed = {id_}
         if self._last:
             if by < 0:

@@ -5,30 +5,16 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Sequence
-from typing import Protocol
 
 from ryzc.errors import InternalError, UsageError
 from ryzc.runtime.sampling.adjustments import Adjustments
+from ryzc.runtime.sampling.grammar import Grammar
 from ryzc.runtime.sampling.params import SamplingParams
-from ryzc.runtime.sampling.rows import I32, RowParameters
+from ryzc.runtime.sampling.rows import RowParameters
 
 MAX_CANDIDATES = 256
 _SMALLEST, _LARGEST = 1.2e-38, 3.4e38
 """Inverse temperatures between these are normal numbers of float32."""
-
-
-class Constraint(Protocol):
-    """What the tokens of a request have to follow; it knows those that were accepted."""
-
-    def fill(self, masks: I32, first: int, drafts: Sequence[int]) -> int:
-        """Set the bits of the tokens allowed next in row ``first`` of ``masks``, and after each draft in those below.
-
-        Returns:
-            How many rows it filled: fewer where a draft is not allowed, or nothing may follow it.
-        """
-
-    def accept(self, id_: int) -> None:
-        """A token became certain."""
 
 
 class Sampler:
@@ -38,7 +24,7 @@ class Sampler:
         params: how they are chosen.
         vocab_size: logits that a row has.
         prompt: the tokens before the first drawn one.
-        grammar: what the tokens have to follow, at its beginning.
+        grammar: what the tokens have to follow.
         max_candidates: how many candidates a step can find.
 
     Attributes:
@@ -55,7 +41,7 @@ class Sampler:
         *,
         vocab_size: int,
         prompt: Sequence[int] = (),
-        grammar: Constraint | None = None,
+        grammar: Grammar | None = None,
         max_candidates: int = MAX_CANDIDATES,
     ) -> None:
         unknown = max(params.logit_bias, default=0)
@@ -63,7 +49,7 @@ class Sampler:
             raise UsageError(f"there is no token {unknown}", hint=f"ids are below {vocab_size} (logit-bias)")
         self.params = params
         self.seed = secrets.randbits(64) if params.seed is None else params.seed
-        self._grammar = grammar
+        self._grammar = None if grammar is None else grammar.start()
         adjusts = params.penalizes_recent or params.penalizes_generated or bool(params.logit_bias)
         self._adjustments = Adjustments(params, prompt) if adjusts else None
         top_k = _top_k(params, vocab_size, max_candidates)
@@ -92,7 +78,7 @@ class Sampler:
             position: the place of the first drawn token in the request.
 
         Returns:
-            How many rows were prepared: fewer where the grammar does not allow a draft.
+            How many rows were prepared: fewer where the grammar does not allow a draft, or a draft ends the text.
         """
         if self._adjustments is None and self._grammar is None:
             for i in range(len(drafts) + 1):
@@ -115,6 +101,10 @@ class Sampler:
                 for id_ in reversed(drafts[:pushed]):
                     self._adjustments.pop(id_)
         return count
+
+    def forced(self) -> list[int]:
+        """Tokens that a grammar leaves no choice about: drafts that are surely accepted."""
+        return [] if self._grammar is None else self._grammar.forced()
 
     def accept(self, id_: int) -> None:
         """A token became certain.
