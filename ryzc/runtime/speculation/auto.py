@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ryzc.runtime.speculation import Draft, Draw, Found
-from ryzc.runtime.speculation.chances import LEAST, Chances, Guess, Guesses
+from ryzc.runtime.speculation.chances import LEAST, MEMORY, Chances, Guess, Guesses
 from ryzc.runtime.speculation.lookup import LONGEST, Lookup
 from ryzc.runtime.speculation.recycling import Recycling
 
@@ -13,6 +13,35 @@ _POWERS = (1, 1, 1, 0.5, 0.3)
 """How the table changes the chance at first: it says nothing, another token, the same, confirmed once, or oftener."""
 
 _SAYS = len(_POWERS)
+
+_WEIGHT = 6.0
+"""Guesses that the chance by length alone counts for."""
+
+
+class Joint:
+    """How often guesses of the look-up were right, by the length of their match and by what the table says.
+
+    A kind that was seldom seen is taken for what its length alone says.
+    """
+
+    def __init__(self, lengths: Chances) -> None:
+        self._lengths = lengths
+        self._right = [0.0] * (_SAYS * (LONGEST + 1))
+        self._all = [0.0] * (_SAYS * (LONGEST + 1))
+
+    def __getitem__(self, kind: int) -> float:
+        length, says = divmod(kind, _SAYS)
+        assumed = self._lengths[length] ** _POWERS[says]
+        return (self._right[kind] + _WEIGHT * assumed) / (self._all[kind] + _WEIGHT)
+
+    def count(self, kind: int, right: bool) -> None:
+        """A guess of this kind was right or not."""
+        self._lengths.count(kind // _SAYS, right)
+        self._right[kind] += right
+        self._all[kind] += 1
+        if self._all[kind] > MEMORY:
+            self._right[kind] /= 2
+            self._all[kind] /= 2
 
 
 class Auto:
@@ -23,8 +52,8 @@ class Auto:
     def __init__(self) -> None:
         self.lookup, self.recycling = Lookup(), Recycling()
         self.candidates = self.recycling.candidates
-        self._own = Chances(_joint(self.lookup.own))
-        self._others = Chances(_joint(self.lookup.others))
+        self._own = Joint(self.lookup.own)
+        self._others = Joint(self.lookup.others)
 
     def open(self, prompt: Sequence[int], *, private: bool = False, draw: Draw | None = None) -> AutoState:
         return AutoState(self, prompt, private)
@@ -42,11 +71,6 @@ class Auto:
         else:
             says = 2 + min(recycled[2], 2)
         return id_, self._own if chances is self.lookup.own else self._others, length * _SAYS + says
-
-
-def _joint(chances: Chances) -> list[float]:
-    """What is assumed of a guess by the length of its match and by what the table says."""
-    return [chances[length] ** power for length in range(LONGEST + 1) for power in _POWERS]
 
 
 class AutoState:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from ryzc.runtime.speculation import Draft
 
-_MEMORY = 512.0
+MEMORY = 512.0
 """Guesses of a kind after which older ones begin to count less."""
 
 LEAST = 0.03
@@ -34,14 +34,23 @@ class Chances:
         """A guess of this kind was right or not."""
         guesses = self._all[kind] + 1
         rights = self._right[kind] + right
-        if guesses > _MEMORY:
+        if guesses > MEMORY:
             guesses /= 2
             rights /= 2
         self._all[kind], self._right[kind] = guesses, rights
         self._chance[kind] = rights / guesses
 
 
-Guess: TypeAlias = tuple[int, Chances, int]
+class Counts(Protocol):
+    """Chances by kind, learned from outcomes."""
+
+    def __getitem__(self, kind: int) -> float: ...
+
+    def count(self, kind: int, right: bool) -> None:
+        """A guess of this kind was right or not."""
+
+
+Guess: TypeAlias = tuple[int, Counts, int]
 """A token, where guesses like it are counted, and their kind there."""
 
 

@@ -29,6 +29,12 @@ _CLIP = 1.5
 _MEMORY = 24
 """Measurements that a size's time is averaged over, about."""
 
+_HOPE = 0.4
+"""The part of its cost that a size not measured yet may turn out not to have."""
+
+_STALE = 8
+"""Measurements after which what was worked out from them is worked out anew."""
+
 _MARGIN_ON, _MARGIN_OFF = 0.01, 0.03
 """By how much drafts must promise to speed decoding up: to go on drafting, and to begin."""
 
@@ -54,7 +60,8 @@ class StepCurve:
         self._shape: dict[int, float] = {}
         self._seen: dict[int, int] = {}
         self._sizes: list[int] = []
-        self._known: dict[int, float] = {}
+        self._relative: dict[float, float] = {}
+        self._stale = 0
 
     def measured(self, tokens: float, seconds: float) -> None:
         """A step took so long."""
@@ -71,15 +78,24 @@ class StepCurve:
             self._level *= off ** min(0.1, seen / 50)
             self._shape[size] *= off ** (1 / min(seen + 1, _MEMORY))
         self._seen[size] = seen + 1
-        self._known.clear()
+        self._stale += 1
+        if not seen or self._stale > _STALE:
+            self._relative.clear()
+            self._stale = 0
 
     def __call__(self, tokens: float) -> float:
         """Expected seconds of a step; 0 while nothing was measured."""
-        size = _bucket(tokens)
-        known = self._known.get(size)
-        if known is None:
-            known = self._known[size] = self._level * self._at(size)
-        return known
+        relative = self._relative.get(tokens)
+        if relative is None:
+            relative = self._relative[tokens] = self._at(_bucket(tokens))
+        return self._level * relative
+
+    def hoped(self, tokens: int, plain: float) -> float:
+        """Seconds that a step takes longer than a plain one; sizes that were hardly measured are thought well of.
+
+        So they are tried when they might be the best, and soon no longer if they are not.
+        """
+        return (self(tokens) - plain) * (1 - _HOPE / (1 + self._seen.get(_bucket(tokens), 0)))
 
     def _at(self, size: int) -> float:
         sizes, shape = self._sizes, self._shape
@@ -157,14 +173,14 @@ class CostModel:
         """
         counts = [0] * len(proposals)
         order, gains = _by_promise(proposals, most)
-        requests = len(proposals)
-        if not order or not (plain := self.curve(requests)):
+        requests, curve = len(proposals), self.curve
+        if not order or not (plain := curve(requests)):
             return counts
         best, value = 0, (1 + (_MARGIN_ON if self._drafting else _MARGIN_OFF)) * requests / plain
         total = float(requests)
         for n, gain in enumerate(gains, 1):
             total += gain
-            rate = total / (self.curve(requests + n) + n * seconds_each)
+            rate = total / (plain + curve.hoped(requests + n, plain) + n * seconds_each)
             if rate > value:
                 best, value = n, rate
         self._drafting = best > 0

@@ -105,6 +105,8 @@ class Speculator:
             proposals = [self._find(one, limit) for one, limit in zip(running, limits, strict=True)]
         base = len(running) if base_tokens is None else base_tokens
         counts = self.cost.choose(proposals, base, most=most)
+        if not any(counts) and not self._costly:
+            return [[] for _ in running]
         for one, count in zip(running, counts, strict=True):
             one.drafted = count
         self._charge(running, proposals, base, time.perf_counter() - start)
@@ -144,7 +146,7 @@ class Speculator:
         requests, chosen = len(running), sum(one.drafted for one in running)
         found = sum(len(draft.ids) for draft in proposals)
         price = self.cost.price(requests)
-        if not found or not price or not (chosen or self._costly):
+        if not found or not price:
             return
         longer = self.cost.seconds(base + chosen, requests + chosen) - self.cost.seconds(base, requests)
         for one, draft in zip(running, proposals, strict=True):
