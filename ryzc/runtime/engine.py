@@ -31,11 +31,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ryzc.bundle import Bundle
-from ryzc.errors import ContextError, InternalError, OverloadError, UsageError
+from ryzc.errors import ContextError, InternalError, OverloadError, RyzcError, UsageError
 from ryzc.runtime import speculation
 from ryzc.runtime.kv import PagePool
 from ryzc.runtime.kv.eviction import get as eviction_policy
@@ -52,6 +53,9 @@ from ryzc.runtime.speculation.draft_model import DraftModel
 from ryzc.runtime.speculation.speculator import Speculator
 from ryzc.runtime.step import StepResult
 from ryzc.runtime.stream import Bell, Outbox, Stream
+
+if TYPE_CHECKING:
+    from ryzc.runtime.sampling.grammar import GrammarTokens
 
 SEQUENCES = 16
 """Sequences that may run together, by default."""
@@ -166,6 +170,17 @@ class Engine:
     def has_chat_template(self) -> bool:
         """Whether the model was made for conversations."""
         return self.prompts.has_chat_template
+
+    @cached_property
+    def grammar_tokens(self) -> GrammarTokens:
+        """What a :class:`ryzc.runtime.sampling.grammar.Grammar` for this model is made with.
+
+        Raises:
+            UsageError: llguidance is not installed, or the model has no token that ends an answer.
+        """
+        from ryzc.runtime.sampling.grammar import GrammarTokens  # an optional dependency
+
+        return GrammarTokens(self.tokenizer, self.compiled.vocab_size)
 
     def tokenize(self, prompt: Prompt, *, raw: bool = False, **variables: Any) -> list[int]:
         """The ids of a prompt, see :meth:`ryzc.runtime.prompts.Prompts.tokenize`."""
@@ -375,9 +390,9 @@ class Engine:
             if sequence.request.first_step is None:
                 self._begin(sequence.request, part, now)
             part.first_row = len(rows)
-            if part.draws:
-                self._prepare(part)
-                candidates = max(candidates, sequence.candidates)
+            if part.draws and not self._prepare(part):
+                continue
+            candidates = max(candidates, sequence.candidates)
             end = len(tokens) + part.tokens
             tokens += sequence.ids[part.start : part.start + part.tokens - len(part.drafts)]
             tokens += part.drafts
@@ -386,9 +401,10 @@ class Engine:
             rows += range(end - part.rows, end)
             if sequence.raw_rows:
                 rows += range(end - part.rows, end)
-        begin = time.perf_counter()
+        if not tokens:
+            return 0.0
         result = self.compiled.step(tokens, positions, sequences, rows, candidates)
-        seconds = time.perf_counter() - begin
+        seconds = result.seconds
         self.metrics.steps += 1
         self.metrics.step_seconds.observe(seconds)
         self.metrics.step_tokens.observe(len(tokens))
@@ -405,18 +421,26 @@ class Engine:
         self.metrics.prompt_tokens += len(request.prompt)
         self.metrics.cached_tokens += part.start
 
-    def _prepare(self, part: Part) -> None:
-        """Tell native code how to draw in a part's rows; drafts that can never be drawn are left out."""
+    def _prepare(self, part: Part) -> bool:
+        """Tell native code how to draw in a part's rows; drafts that can never be drawn are left out.
+
+        Returns:
+            Whether that can be done; otherwise the request has failed.
+        """
         first = part.first_row + part.rows - part.draws  # nothing is drawn in rows of the prompt's logprobs
         sequence = part.sequence
-        dropped = part.draws - sequence.sampler.prepare(
-            self.compiled.row_parameters, first, len(sequence.ids), part.drafts
-        )
+        try:
+            prepared = sequence.sampler.prepare(self.compiled.row_parameters, first, len(sequence.ids), part.drafts)
+        except RyzcError as error:
+            self._fail([part], error)
+            return False
+        dropped = part.draws - prepared
         if dropped:
             part.drafts = part.drafts[: len(part.drafts) - dropped]
             part.tokens -= dropped
             part.rows -= dropped
             part.draws -= dropped
+        return True
 
     def _draft(self, decoding: list[Sequence], most: int) -> list[list[int]]:
         """Guesses at what follows each sequence, see :class:`ryzc.runtime.scheduler.Drafts`."""
@@ -437,6 +461,8 @@ class Engine:
         drawn: list[int] = result.drawn.tolist()
         for part in parts:
             sequence = part.sequence
+            if sequence.row < 0:  # its request has failed
+                continue
             if sequence.request.options.prompt_logprobs is not None and part.rows > part.draws:
                 self._tell_prompt(part, result)
             if part.draws:
@@ -463,11 +489,12 @@ class Engine:
         texts: list[str] = []
         for row in range(first, first + part.draws):
             id_ = drawn[row]
-            if id_ < 0:
-                self._fail([part], InternalError("every token is forbidden, or the logits are not finite"))
+            try:
+                texts.append(sequence.push(id_, self.tokenizer.eos_ids))
+            except RyzcError as error:
+                self._fail([part], error)
                 return
             ids.append(id_)
-            texts.append(sequence.push(id_, self.tokenizer.eos_ids))
             guess = row - first
             if sequence.finish_reason is not None or guess == len(part.drafts) or part.drafts[guess] != id_:
                 break
@@ -534,8 +561,11 @@ class Engine:
                     sequence.finish_reason = "error"
                     self.scheduler.remove(sequence)
             self.metrics.requests_finished["error"] += 1
-            message = InternalError(f"the step failed: {error}")
-            message.__cause__ = error
+            if isinstance(error, RyzcError):
+                message = error
+            else:
+                message = InternalError(f"the step failed: {error!r}")
+                message.__cause__ = error
             request.outbox.put(message, self._bell)
 
     # --- figures --------------------------------------------------------------------------------

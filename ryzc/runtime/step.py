@@ -49,6 +49,7 @@ class StepResult:
         all_logits: ``float32 [R, V]``, a view. Where a row's parameters adjust or mask logits, these and all
             of the above are the adjusted ones.
         drawn: ``int32 [R]``, the token drawn from each row; -1 where its largest logit is not finite.
+        seconds: of the native call.
     """
 
     ids: I32
@@ -57,6 +58,7 @@ class StepResult:
     row_sum: F32
     all_logits: F32
     drawn: I32
+    seconds: float = 0.0
 
     def full(self, row: int) -> F32:
         """The logits of a row over the whole vocabulary, ``float32 [V]``, a view."""
@@ -238,7 +240,9 @@ class CompiledModel:
             if self.row_parameters.generation != self._bound:
                 self._bind_adjustments()
             self._set("threads", self._neighbours.threads())
+            start = time.perf_counter()
             self._step(self._address)
+            seconds = time.perf_counter() - start
             self._neighbours.stepped()
         r = len(wanted)
         return StepResult(
@@ -248,6 +252,7 @@ class CompiledModel:
             self._row_sum[:r],
             self._logits[:r, : self.vocab_size],
             self._drawn[:r],
+            seconds,
         )
 
     def _checked(
