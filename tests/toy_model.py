@@ -103,7 +103,13 @@ class ToyStep:
         top = logits.max(axis=1, initial=-np.inf)
         sums = np.exp(logits - top[:, None]).sum(axis=1, dtype=np.float32)
         return StepResult(
-            order, np.take_along_axis(logits, order, axis=1), top, sums, logits, np.array(drawn, np.int32)
+            order,
+            np.take_along_axis(logits, order, axis=1),
+            top,
+            sums,
+            logits,
+            np.array(drawn, np.int32),
+            1e-3 + 1e-4 * len(tokens),
         )
 
     def copy_page(self, source: int, target: int) -> None:
