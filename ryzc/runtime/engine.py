@@ -35,12 +35,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ryzc import targets
 from ryzc.bundle import Bundle
 from ryzc.errors import ContextError, InternalError, OverloadError, RyzcError, UsageError
 from ryzc.runtime import speculation
-from ryzc.runtime.kv import PagePool
+from ryzc.runtime.kv import PagePool, sizing
+from ryzc.runtime.kv.eviction import DEFAULT
 from ryzc.runtime.kv.eviction import get as eviction_policy
-from ryzc.runtime.loading import Loaded, load_parts
+from ryzc.runtime.kv.saved import SavedPrefixes, identity
+from ryzc.runtime.kv.sizing import MemoryWatch
+from ryzc.runtime.loading import Loaded, context_of, load_parts
 from ryzc.runtime.logprobs import token_logprob
 from ryzc.runtime.metrics import Metrics
 from ryzc.runtime.prompts import Prompt, Prompts
@@ -104,7 +108,7 @@ class Engine:
         weights: str = "auto",
         kv_memory: int | None = None,
         queue: int = QUEUE,
-        eviction: str = "lru",
+        eviction: str = DEFAULT,
         speculate: str = "auto",
         draft: Bundle | str | Path | None = None,
         background: bool = True,
@@ -115,7 +119,7 @@ class Engine:
         if isinstance(bundle, Loaded):
             loaded = bundle
         else:
-            loaded = load_parts(bundle, context=context, sequences=sequences + 1, threads=threads, weights=weights)
+            loaded = _load(bundle, context, sequences, threads, weights, kv_memory)
         self.compiled = compiled = loaded.compiled
         self.tokenizer = loaded.tokenizer
         self.prompts = Prompts(loaded.tokenizer, loaded.chat_template, compiled.vocab_size)
@@ -135,6 +139,13 @@ class Engine:
             max_rows=compiled.max_rows,
             rows=range(min(sequences, compiled.max_rows, len(compiled.page_table) - 1) - 1, -1, -1),
         )
+        self._watch = MemoryWatch(
+            self.pool,
+            compiled.plan.kv.page_bytes,
+            compiled.give_back,
+            most=kv_memory,
+            least=-(-self.context // compiled.page_tokens),
+        )
         self._speculator = self._open_speculator(speculate, draft, sequences, threads)
         self._scratch = len(compiled.page_table) - 1
         self._queue = queue
@@ -142,6 +153,7 @@ class Engine:
         self._inbox: deque[Request] = deque()
         self._bell = Bell()
         self._lock = threading.RLock()
+        self._evaluating = threading.Lock()
         self._attention = threading.Event()
         self._open = True
         self._thread: threading.Thread | None = None
@@ -242,6 +254,10 @@ class Engine:
         self.check_length(len(ids))
         size = min(self.compiled.max_tokens, self.compiled.max_rows)
         whole = first - first % self.pool.page_tokens
+        with self._evaluating:
+            yield from self._evaluate(ids, first, whole, size)
+
+    def _evaluate(self, ids: Items[int], first: int, whole: int, size: int) -> Iterator[tuple[int, StepResult]]:
         try:
             with self._lock:
                 done = self.pool.adopt(self._scratch, ids[:whole])
@@ -260,6 +276,34 @@ class Engine:
         finally:
             with self._lock:
                 self.pool.release(self._scratch)
+
+    def save_prefix(self, path: str | Path, ids: Items[int], salt: str = "") -> int:
+        """Write the keys and values of a prompt's whole pages to a file, as far as they are cached.
+
+        Returns:
+            How many tokens were saved.
+
+        Raises:
+            UserError: nothing of it is cached, or the file cannot be written.
+        """
+        with self._lock:
+            return self._saved().save(path, ids, salt)
+
+    def restore_prefix(self, path: str | Path, salt: str = "") -> int:
+        """Make a saved prefix known again, as much of it as there is room for.
+
+        Returns:
+            How many tokens it has.
+
+        Raises:
+            UserError: the file is missing, damaged or another model's; nothing has changed then.
+        """
+        with self._evaluating, self._lock:
+            return len(self._saved().restore(path, self._scratch, salt))
+
+    def _saved(self) -> SavedPrefixes:
+        compiled = self.compiled
+        return SavedPrefixes(self.pool, compiled.kv, compiled.plan.kv.page_bytes, identity(compiled.bundle))
 
     def drain(self, timeout: float | None = None) -> bool:
         """Take no more requests and wait for those that were taken; whether they all ended in time."""
@@ -327,6 +371,7 @@ class Engine:
         with self._lock:
             begin = time.perf_counter()
             now = self._clock()
+            self._watch.look()
             self._take_in(now)
             self._end_early(now)
             self.scheduler.admit()
@@ -587,3 +632,25 @@ class Engine:
         mean = seconds.total / seconds.count if seconds.count else 1.0
         together = max(1, len(self.scheduler.running))
         return max(1, math.ceil(mean * self._queue / together))
+
+
+def _load(
+    bundle: Bundle | str | Path,
+    context: int | None,
+    sequences: int,
+    threads: int | None,
+    weights: str,
+    kv_memory: int | None,
+) -> Loaded:
+    """Load a bundle with a pool for so many sequences."""
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    kv, context = opened.plan.kv, context_of(opened, context)
+    pages = sizing.pages(
+        kv.page_bytes,
+        kv.page_tokens,
+        context=context,
+        sequences=sequences,
+        memory=kv_memory,
+        free=targets.free_memory(),
+    )
+    return load_parts(opened, context=context, sequences=sequences + 1, threads=threads, pages=pages, weights=weights)

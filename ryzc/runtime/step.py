@@ -300,6 +300,16 @@ class CompiledModel:
             if used.min() < 0 or used.max() >= self.pages:
                 raise ContextError(f"sequence {sequence} names a page outside the pool of {self.pages}")
 
+    @property
+    def kv(self) -> npt.NDArray[np.uint8]:
+        """The KV pool's bytes, page by page; to be read or written between steps only."""
+        return self._kv
+
+    def give_back(self, pages: Sequence[int]) -> None:
+        """Return the memory of pages that hold nothing to the system."""
+        with self._lock:
+            memory.give_back(self._kv, pages, self.plan.kv.page_bytes)
+
     def copy_page(self, source: int, target: int) -> None:
         """Copy a page of keys and values over another one.
 
