@@ -55,7 +55,7 @@ from ryzc.runtime.speculation import Drafter
 from ryzc.runtime.speculation.cost import CostModel
 from ryzc.runtime.speculation.draft_model import DraftModel
 from ryzc.runtime.speculation.speculator import Speculator
-from ryzc.runtime.step import StepResult
+from ryzc.runtime.step import CompiledModel, StepResult
 from ryzc.runtime.stream import Bell, Outbox, Stream
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class Engine:
 
     Attributes:
         tokenizer, context: of the model.
+        speculator: guesses ahead; may be exchanged while nothing runs.
         prompts: reads prompts.
         metrics: what was counted.
 
@@ -146,7 +147,7 @@ class Engine:
             most=kv_memory,
             least=-(-self.context // compiled.page_tokens),
         )
-        self._speculator = self._open_speculator(speculate, draft, sequences, threads)
+        self.speculator = self._open_speculator(speculate, draft, sequences, threads)
         self._scratch = len(compiled.page_table) - 1
         self._queue = queue
         self._clock = clock
@@ -375,7 +376,7 @@ class Engine:
             self._take_in(now)
             self._end_early(now)
             self.scheduler.admit()
-            parts = self.scheduler.plan(self._draft if self._speculator else None)
+            parts = self.scheduler.plan(self._draft if self.speculator else None)
             native = 0.0
             try:
                 if parts:
@@ -429,7 +430,7 @@ class Engine:
         positions: list[int] = []
         sequences: list[int] = []
         rows: list[int] = []
-        candidates = max(1, self._speculator.candidates) if self._speculator else 1
+        candidates = max(1, self.speculator.candidates) if self.speculator else 1
         for part in parts:
             sequence = part.sequence
             if sequence.request.first_step is None:
@@ -453,8 +454,8 @@ class Engine:
         self.metrics.steps += 1
         self.metrics.step_seconds.observe(seconds)
         self.metrics.step_tokens.observe(len(tokens))
-        if self._speculator:
-            self._speculator.measured(len(tokens), len(rows), seconds)
+        if self.speculator:
+            self.speculator.measured(len(tokens), len(rows), seconds)
         self._commit(parts, result)
         return seconds
 
@@ -489,13 +490,14 @@ class Engine:
 
     def _draft(self, decoding: list[Sequence], most: int) -> list[list[int]]:
         """Guesses at what follows each sequence, see :class:`ryzc.runtime.scheduler.Drafts`."""
-        speculator = self._speculator
+        speculator = self.speculator
         assert speculator is not None
         room = []
         for sequence in decoding:
             if sequence.drafting is None:
                 private = bool(sequence.request.options.salt)
-                sequence.drafting = speculator.open(sequence.ids, private=private)
+                draw = None if sequence.sampler.params.temperature == 0 else Coupled(sequence.sampler)
+                sequence.drafting = speculator.open(sequence.ids, private=private, draw=draw)
             end = min(sequence.limit - 1, self.context)
             room.append(0 if sequence.raw_rows else end - len(sequence.ids))
         return speculator.draft([s.drafting for s in decoding if s.drafting], room, most=most)
@@ -548,9 +550,9 @@ class Engine:
         if options.logprobs is not None:
             raw = first + (part.rows if sequence.raw_rows else 0)
             logprobs = tuple(token_logprob(result, raw + i, id_, options.logprobs) for i, id_ in enumerate(ids))
-        if sequence.drafting is not None and self._speculator:
+        if sequence.drafting is not None and self.speculator:
             sequence.drafting.drafted = len(part.drafts)
-            self._speculator.extend(sequence.drafting, ids, result.ids[first : first + part.draws])
+            self.speculator.extend(sequence.drafting, ids, result.ids[first : first + part.draws])
         self._count(sequence, len(ids), len(part.drafts), now)
         sequence.request.outbox.put(
             Delta(sequence.index, "".join(texts), tuple(ids), logprobs, sequence.finish_reason), self._bell
@@ -632,6 +634,21 @@ class Engine:
         mean = seconds.total / seconds.count if seconds.count else 1.0
         together = max(1, len(self.scheduler.running))
         return max(1, math.ceil(mean * self._queue / together))
+
+
+class Coupled:
+    """Lets a draft model draw with the noise of a request."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+
+    def prepare(self, model: CompiledModel, row: int, position: int, drafts: Items[int]) -> None:
+        """See :class:`ryzc.runtime.speculation.Draw`."""
+        self._sampler.foresee(model.row_parameters, row, position, drafts)
+
+    def drawn(self, result: StepResult, row: int) -> int:
+        """See :class:`ryzc.runtime.speculation.Draw`."""
+        return int(result.drawn[row])
 
 
 def _load(
