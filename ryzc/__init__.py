@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ryzc import errors
 
 if TYPE_CHECKING:
-    from ryzc.runtime.engine import Model
+    from ryzc.runtime.model import Model
 
 __all__ = ["__version__", "build", "errors", "load"]
 
@@ -56,11 +56,11 @@ def build(
 
 
 def load(bundle: str | Path, *, context: int | None = None, threads: int | None = None, weights: str = "auto") -> Model:
-    """Load a bundle; the arguments are those of :func:`ryzc.runtime.engine.load`.
+    """Load a bundle; the arguments are those of :func:`ryzc.runtime.model.load`.
 
     Raises:
         BundleError, TargetError, UsageError.
     """
-    from ryzc.runtime.engine import load
+    from ryzc.runtime.model import load
 
     return load(bundle, context=context, threads=threads, weights=weights)

@@ -10,6 +10,7 @@
     │   ├── TargetError      this CPU cannot run what was asked for
     │   ├── BundleError      a bundle is damaged, incomplete or from another version
     │   ├── ContextError     a prompt or batch does not fit the context
+    │   ├── OverloadError    there are more requests than can be taken now
     │   └── UsageError       an argument makes no sense
     └── InternalError        ryzc is at fault                exit code 2
 
@@ -62,6 +63,18 @@ class BundleError(UserError):
 
 class ContextError(UserError):
     """A prompt or a batch does not fit into the context that was set up."""
+
+
+class OverloadError(UserError):
+    """There are more requests than can be taken now.
+
+    Args:
+        retry_after: seconds after which it may be worth another try.
+    """
+
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message, hint=f"try again in {retry_after} s")
+        self.retry_after = retry_after
 
 
 class UsageError(UserError):

@@ -27,7 +27,7 @@ from golden import reference_data as golden
 
 import ryzc
 from ryzc.runtime import perplexity
-from ryzc.runtime.engine import Model
+from ryzc.runtime.model import Model
 
 KL_MEAN, KL_MAX, TOP1 = 5e-3, 5e-2, 0.94
 NOISE = 4.0

@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from ryzc.runtime.engine import Model
+from ryzc.runtime.model import Model
 from ryzc.runtime.step import CompiledModel, StepResult
 from ryzc.runtime.tokenizer import Tokenizer
 

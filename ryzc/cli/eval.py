@@ -25,7 +25,7 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 def perplexity(bundle: Path, path: Path, ctx_size: int, chunks: int | None, threads: int | None, as_json: bool) -> None:
     """Perplexity of a text, by llama.cpp's method: windows of -c tokens, the second half scored."""
-    from ryzc.runtime.engine import load
+    from ryzc.runtime.model import load
     from ryzc.runtime.perplexity import perplexity as measure
 
     try:

@@ -13,7 +13,8 @@ from ryzc.cli._models import bundle_for
 from ryzc.errors import UsageError, UserError
 
 if TYPE_CHECKING:
-    from ryzc.runtime.engine import Generation, Model, Prompt
+    from ryzc.runtime.model import Generation, Model
+    from ryzc.runtime.prompts import Prompt
 
 WEIGHTS = {None: "auto", True: "map", False: "copy"}
 HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
@@ -69,7 +70,7 @@ def command(
     A source (a GGUF file, a named sample, hf:ORG/REPO[:FILE]) is compiled first and kept for the next
     time. Without PROMPT the prompt is read from stdin; on a terminal a chat begins.
     """
-    from ryzc.runtime.engine import load
+    from ryzc.runtime.model import load
     from ryzc.runtime.sampling import SamplingParams
 
     sampling["seed"] = None if seed == -1 else seed
@@ -100,7 +101,7 @@ class Session:
         system: a system message.
         raw: leave the chat template out.
         verbose: tell how fast it was.
-        options: of :meth:`ryzc.runtime.engine.Model.generate`.
+        options: of :meth:`ryzc.runtime.model.Model.generate`.
     """
 
     def __init__(self, model: Model, system: str | None, raw: bool, verbose: bool, options: dict[str, Any]) -> None:

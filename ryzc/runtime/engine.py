@@ -1,425 +1,510 @@
-"""A loaded bundle: text in, text out."""
+"""The engine: many requests, one compiled step.
+
+The life of a request:
+
+1. :meth:`Engine.submit` turns the prompt into tokens in the caller's thread, refuses what cannot fit, and puts the
+   request into a bounded queue. The caller holds a :class:`~ryzc.runtime.stream.Stream`.
+2. At the start of a step the engine takes in what was submitted: each choice becomes a sequence with its own sampler.
+3. The scheduler lets sequences begin, the one due earliest first, as far as rows of the page table and pages of the KV
+   pool go. A sequence takes over the pages of the longest prefix that the pool remembers.
+4. The rest of its prompt is computed in pieces, beside the tokens of sequences that are further on.
+5. The step that computes the last piece also draws its first token; from then on it takes a token a step, and with
+   speculation some guesses behind it, of which those are kept that the model would have drawn itself.
+6. Each drawn token goes through the detokenizer and the stop texts into the stream. Pages that became full can be
+   found by others from now on.
+7. Where pages run out, the sequence due last gives its own back and waits again, as in 3, with what it has so far as
+   its prompt; it loses time only.
+8. It ends by the model's own end, a stop text, a limit, a deadline or its reader's wish; its pages become cache, and
+   the stream gives its last delta.
+
+A token is drawn by (seed, position) alone and computed to the same bits whatever shares the step, so that a request's
+answer does not depend on any other's.
+"""
 
 from __future__ import annotations
 
-import json
+import math
+import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence as Items
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ryzc.bundle import Bundle
-from ryzc.errors import ContextError, UsageError
-from ryzc.runtime import memory
-from ryzc.runtime.pages import PagePool
-from ryzc.runtime.sampling import Sampler, SamplingParams
-from ryzc.runtime.step import CompiledModel, StepResult
-from ryzc.runtime.tokenizer import SETTINGS_FILE, TOKENIZER_FILE, Tokenizer
+from ryzc.errors import ContextError, InternalError, OverloadError, UsageError
+from ryzc.runtime.kv import PagePool, eviction
+from ryzc.runtime.loading import Loaded, load_parts
+from ryzc.runtime.logprobs import token_logprob
+from ryzc.runtime.metrics import Metrics
+from ryzc.runtime.prompts import Prompt, Prompts
+from ryzc.runtime.request import Delta, Options, Request, Sequence
+from ryzc.runtime.sampling import Sampler
+from ryzc.runtime.scheduler import Part, Scheduler, due_time
+from ryzc.runtime.step import StepResult
+from ryzc.runtime.stream import Bell, Stream
 
-if TYPE_CHECKING:
-    from ryzc.runtime.chat import ChatTemplate
-
-DEFAULT_CONTEXT = 4096
-TEMPLATE_FILE = "chat_template.jinja"
-
-Message: TypeAlias = Mapping[str, Any]
-Prompt: TypeAlias = str | Sequence[int] | Sequence[Message] | npt.NDArray[np.integer[Any]]
+SEQUENCES = 16
+"""Sequences that may run together, by default."""
+QUEUE = 256
+"""Requests that may wait, by default."""
 
 
-def load(
-    path: str | Path,
-    *,
-    context: int | None = None,
-    threads: int | None = None,
-    weights: str = "auto",
-) -> Model:
-    """Load a bundle.
+class Engine:
+    """Answers many requests at once.
 
     Args:
-        path: its directory.
-        context: tokens that prompt and answer may have together; by default 4096, or what the model
-            was trained for where that is less.
-        threads: by default the usable physical cores.
-        weights: ``copy`` into huge pages, ``map`` the file, or ``auto``: copy where there is memory enough.
-
-    Raises:
-        BundleError: it is missing, damaged or from another version.
-        TargetError: it holds no code that this CPU can run.
-        UsageError: an argument is out of range.
-    """
-    bundle = Bundle.open(path)
-    trained = bundle.plan.context_length
-    if context is None:
-        context = min(trained, DEFAULT_CONTEXT)
-    if not 1 <= context <= trained:
-        raise UsageError(
-            f"a context of {context} tokens is not possible", hint=f"this model was trained for 1 to {trained} tokens"
-        )
-    template = bundle.text(TEMPLATE_FILE) if bundle.has(TEMPLATE_FILE) else None
-    with ThreadPoolExecutor(1) as beside:  # a large vocabulary takes as long as the weights
-        tokenizer = beside.submit(read_tokenizer, bundle)
-        compiled = CompiledModel(bundle, context=context, threads=threads, weights=weights)
-        try:
-            model = Model(compiled, tokenizer.result(), template)
-            memory.trim()
-            return model
-        except BaseException:
-            compiled.close()
-            raise
-
-
-def read_tokenizer(bundle: Bundle) -> Tokenizer:
-    """A bundle's tokenizer."""
-    return Tokenizer(bundle.text(TOKENIZER_FILE), json.loads(bundle.text(SETTINGS_FILE)))
-
-
-class Model:
-    """A model that answers one request at a time.
-
-    The keys and values of the last request stay: a prompt that begins like it, as the next turn of a
-    chat does, is computed from where it differs. Several threads and several unfinished generations
-    may share a model; they take turns.
-
-    Args:
-        compiled: the step.
-        tokenizer: the model's.
-        chat_template: Jinja text, or ``None`` where the model has none.
+        bundle: opened, its directory, or parts that were loaded already (with a row of the page table more than
+            ``sequences``).
+        context: tokens that prompt and answer of a request may have together, see :func:`.loading.load_parts`.
+        sequences: how many sequences run together at most; a request has one a choice.
+        threads: worker threads; by default the usable physical cores.
+        weights: ``copy``, ``map`` or ``auto``.
+        kv_memory: bytes for keys and values; by default as much as all sequences need at full context, within half of
+            the free memory.
+        queue: requests that may wait.
+        eviction: which cached prefix goes first, see :mod:`ryzc.runtime.kv.eviction`.
+        prefix_cache: whether requests share what they have in common.
+        background: run in a thread of its own; otherwise the steps are taken by whoever reads a stream.
+        clock: seconds that never go back.
 
     Attributes:
-        compiled, tokenizer: as given.
-        context: tokens that prompt and answer may have together.
+        tokenizer, context: of the model.
+        prompts: reads prompts.
+        metrics: what was counted.
+
+    Raises:
+        BundleError, TargetError, UsageError.
     """
 
-    def __init__(self, compiled: CompiledModel, tokenizer: Tokenizer, chat_template: str | None = None) -> None:
-        self.compiled = compiled
-        self.tokenizer = tokenizer
-        self.context = compiled.context
-        self._template_text = chat_template
-        self._template: ChatTemplate | None = None
-        self._pool = PagePool(compiled.pages, compiled.page_tokens, compiled.page_table)
-        self._cached = np.zeros(self.context, np.int32)
-        self._cached_count = 0
+    def __init__(
+        self,
+        bundle: Bundle | str | Path | Loaded,
+        *,
+        context: int | None = None,
+        sequences: int = SEQUENCES,
+        threads: int | None = None,
+        weights: str = "auto",
+        kv_memory: int | None = None,
+        queue: int = QUEUE,
+        eviction_policy: str = "lru",
+        background: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if sequences < 1 or queue < 0:
+            raise UsageError(f"{sequences} sequences and a queue of {queue} make no sense")
+        loaded = bundle
+        if not isinstance(loaded, Loaded):
+            loaded = load_parts(bundle, context=context, sequences=sequences + 1, threads=threads, weights=weights)
+        self.compiled = compiled = loaded.compiled
+        self.tokenizer = loaded.tokenizer
+        self.prompts = Prompts(loaded.tokenizer, loaded.chat_template, compiled.vocab_size)
+        self.metrics = Metrics()
+        self.pool = PagePool(
+            compiled.pages,
+            compiled.page_tokens,
+            compiled.page_table,
+            copy_page=compiled.copy_page,
+            policy=eviction.get(eviction_policy),
+        )
+        self.context = min(compiled.context, compiled.pages * compiled.page_tokens)
+        self.scheduler = Scheduler(
+            self.pool,
+            self.metrics,
+            max_tokens=compiled.max_tokens,
+            max_rows=compiled.max_rows,
+            rows=range(min(sequences, compiled.max_rows, len(compiled.page_table) - 1) - 1, -1, -1),
+        )
+        self._scratch = len(compiled.page_table) - 1
+        self._queue = queue
+        self._clock = clock
+        self._inbox: deque[Request] = deque()
+        self._bell = Bell()
         self._lock = threading.RLock()
+        self._attention = threading.Event()
+        self._open = True
+        self._thread: threading.Thread | None = None
+        if background:
+            self._thread = threading.Thread(target=self._work, name="ryzc-engine", daemon=True)
+            self._thread.start()
+
+    # --- callers --------------------------------------------------------------------------------
 
     @property
     def has_chat_template(self) -> bool:
         """Whether the model was made for conversations."""
-        return self._template_text is not None
+        return self.prompts.has_chat_template
 
-    def tokenize(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
-        """The ids of a prompt, as :meth:`generate` takes it.
+    def tokenize(self, prompt: Prompt, *, raw: bool = False, **variables: Any) -> list[int]:
+        """The ids of a prompt, see :meth:`ryzc.runtime.prompts.Prompts.tokenize`."""
+        return self.prompts.tokenize(prompt, raw=raw, **variables)
 
-        Raises:
-            UsageError: it is empty, no prompt, or holds ids that the model does not know.
-            UserError: the chat template refuses it.
-        """
-        if isinstance(prompt, np.ndarray):
-            prompt = prompt.tolist()
-        if isinstance(prompt, str):
-            if raw or not self.has_chat_template:
-                ids = self.tokenizer.encode(prompt)
-            else:
-                ids = self._render([{"role": "user", "content": prompt}])
-        elif prompt and all(isinstance(item, Mapping) for item in prompt):
-            ids = self._render([item for item in prompt if isinstance(item, Mapping)])
-        elif all(isinstance(item, int | np.integer) and not isinstance(item, bool) for item in prompt):
-            ids = [int(item) for item in prompt if not isinstance(item, Mapping)]
-        else:
-            raise UsageError("a prompt is a text, a list of messages or a list of token ids")
-        if not ids:
-            raise UsageError("the prompt is empty", hint="give the model at least one token")
-        if min(ids) < 0 or max(ids) >= self.compiled.vocab_size:
-            raise UsageError(f"token ids must be in 0 .. {self.compiled.vocab_size - 1}")
-        return ids
-
-    def _render(self, messages: Sequence[Message]) -> list[int]:
-        if self._template_text is None:
-            raise UsageError("this model has no chat template", hint="give it a plain text to continue")
-        if self._template is None:
-            from ryzc.runtime.chat import ChatTemplate  # jinja2 takes a while to import
-
-            eos = self.tokenizer.eos_ids
-            self._template = ChatTemplate(
-                self._template_text, self._text_of(self.tokenizer.bos_id), self._text_of(min(eos) if eos else None)
-            )
-        for i, message in enumerate(messages):
-            if not isinstance(message.get("role"), str) or "content" not in message:
-                raise UsageError(f"message {i} lacks a role or a content")
-        ids = self.tokenizer.encode(self._template.render(messages), add_special=False)
-        first = first_token(self.tokenizer)
-        # Some templates write the first token out, others leave it to the tokenizer.
-        return ids if first is None or ids[:1] == [first] else [first, *ids]
-
-    def _text_of(self, id_: int | None) -> str:
-        return "" if id_ is None else self.tokenizer.piece(id_, special=True).decode(errors="replace")
-
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int | None = None,
-        temperature: float = SamplingParams.temperature,
-        top_k: int = SamplingParams.top_k,
-        top_p: float = SamplingParams.top_p,
-        min_p: float = SamplingParams.min_p,
-        seed: int | None = None,
-        repeat_penalty: float = SamplingParams.repeat_penalty,
-        repeat_last_n: int = SamplingParams.repeat_last_n,
-        stop: str | Sequence[str] = (),
-        raw: bool = False,
-    ) -> Generation:
-        """Continue a prompt.
+    def submit(self, prompt: Prompt, *, raw: bool = False, **options: Any) -> Stream:
+        """Ask for an answer.
 
         Args:
-            prompt: a text, which a model with a chat template takes as a user's message; messages with
-                ``role`` and ``content``; or token ids, taken as they are.
-            max_tokens: at most so many new tokens; ``None`` is up to the end of the context.
-            temperature, top_k, top_p, min_p, seed, repeat_penalty, repeat_last_n: see
-                :class:`ryzc.runtime.sampling.SamplingParams`.
-            stop: texts that end the generation; they are not part of it.
+            prompt: see :meth:`tokenize`.
             raw: take a text as it is, without the chat template.
+            options: fields of :class:`ryzc.runtime.request.Options`.
 
         Returns:
-            An iterator over pieces of text, which also tells why it ended and how fast it was.
+            The answer as it comes. A stream that nobody holds any more cancels its request.
 
         Raises:
-            ContextError: the prompt does not fit into the context.
+            ContextError: the prompt does not fit.
+            OverloadError: the queue is full, or the engine is closing.
             UsageError: an argument makes no sense.
         """
-        params = SamplingParams(temperature, top_k, top_p, min_p, seed, repeat_penalty, repeat_last_n)
-        if max_tokens is not None and max_tokens < 0:
-            raise UsageError(f"max_tokens cannot be {max_tokens}", hint="choose 0 or more")
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        if not all(stops):
-            raise UsageError("a stop text is empty")
-        return Generation(self, self.tokenize(prompt, raw=raw), max_tokens, params, stops)
+        return self.enqueue(self.tokenize(prompt, raw=raw), Options(**options))
 
-    def chat(self, messages: Sequence[Message], **options: Any) -> Generation:
-        """Answer the last of the messages; options as in :meth:`generate`.
+    def enqueue(self, ids: Items[int], options: Options) -> Stream:
+        """As :meth:`submit`, of a prompt in tokens and with checked options."""
+        self.check_length(len(ids))
+        if not self._open:
+            raise OverloadError("the engine is closing and takes no more requests", retry_after=5)
+        if len(self._inbox) + self.scheduler.waiting >= self._queue + self._idle_rows():
+            self.metrics.requests_refused += 1
+            raise OverloadError(
+                f"{self._queue} requests are waiting already", retry_after=self._wait_expected()
+            )
+        request = Request(ids, options, self._clock())
+        stream = Stream(request, None if self._thread else self.step, self._attention.set)
+        self._inbox.append(request)
+        self._attention.set()
+        return stream
 
-        Raises:
-            UsageError: the model has no chat template.
-        """
-        if not self.has_chat_template:
-            raise UsageError("this model has no chat template", hint="use generate() with a plain text")
-        return self.generate(messages, **options)
+    def check_length(self, tokens: int) -> None:
+        """Raise a :class:`ContextError` where a prompt of so many tokens does not fit."""
+        if tokens <= self.context:
+            return
+        trained = self.compiled.plan.context_length
+        more = f"load the model with a context of at least {tokens} (-c {tokens})"
+        never = f"this model was trained for {trained} tokens: shorten the prompt"
+        raise ContextError(
+            f"the prompt has {tokens} tokens, but the context has {self.context}",
+            hint=more if tokens <= trained else never,
+        )
 
-    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        """The logits after each token of a sequence, ``float32 [T, V]``.
-
-        Raises:
-            ContextError, UsageError: as :meth:`generate`.
-        """
-        ids = self.tokenize(list(tokens))
-        out = np.empty((len(ids), self.compiled.vocab_size), np.float32)
-        with self._lock:
-            for start, result in self.evaluate(ids):
-                for row in range(len(result.row_max)):
-                    out[start + row] = result.full(row)
-        return out
-
-    def evaluate(self, ids: Sequence[int], first: int = 0) -> Iterator[tuple[int, StepResult]]:
+    def evaluate(self, ids: Items[int], first: int = 0) -> Iterator[tuple[int, StepResult]]:
         """Run a sequence and give its logits from position ``first`` on, a few rows at a time.
 
         Yields:
-            The position of the first row, and the result, valid until the model is used again.
+            The position of the first row, and the result, valid until the engine steps again.
 
         Raises:
-            ContextError: the sequence does not fit into the context.
+            ContextError: the sequence does not fit into the context or, beside what runs, into the pool.
         """
-        self._check_length(ids)
-        array = np.asarray(ids, np.int32)
+        self.check_length(len(ids))
         size = min(self.compiled.max_tokens, self.compiled.max_rows)
-        for start in range(first, len(array), size):
-            part = array[: start + size]
-            yield start, self._advance(part, len(part) - start, 1)
-
-    def _check_length(self, ids: Sequence[int]) -> None:
-        if len(ids) > self.context:
-            trained = self.compiled.plan.context_length
-            more = f"load the model with a context of at least {len(ids)} (-c {len(ids)})"
-            never = f"this model was trained for {trained} tokens: shorten the prompt"
-            raise ContextError(
-                f"the prompt has {len(ids)} tokens, but the context has {self.context}",
-                hint=more if len(ids) <= trained else never,
-            )
-
-    def _advance(self, ids: npt.NDArray[np.int32], rows: int, candidates: int) -> StepResult:
-        """Logits after the last ``rows`` of ``ids``, computing what the cache does not hold yet."""
-        with self._lock:
-            done = self._reusable(ids, rows)
-            while len(ids) - done > self.compiled.max_tokens:
-                end = min(done + self.compiled.max_tokens, len(ids) - rows)
-                self._step(ids[done:end], done, 0, 1)
+        whole = first - first % self.pool.page_tokens
+        try:
+            with self._lock:
+                done = self.pool.adopt(self._scratch, ids[:whole])
+                self.pool.resize(self._scratch, len(ids))
+            while done < len(ids):
+                rows = done >= first
+                end = min(done + (size if rows else self.compiled.max_tokens), len(ids) if rows else first)
+                positions = range(done, end)
+                with self._lock:
+                    result = self.compiled.step(
+                        ids[done:end], positions, [self._scratch] * len(positions), range(end - done if rows else 0)
+                    )
+                if rows:
+                    yield done, result
                 done = end
-            return self._step(ids[done:], done, rows, candidates)
+        finally:
+            with self._lock:
+                self.pool.release(self._scratch)
 
-    def _reusable(self, ids: npt.NDArray[np.int32], rows: int = 1) -> int:
-        """Tokens at the start of ``ids`` whose keys and values are there, the last ``rows`` left out."""
-        count = min(self._cached_count, len(ids) - rows)
-        differs = self._cached[:count] != ids[:count]
-        return int(differs.argmax()) if differs.any() else count
+    def drain(self, timeout: float | None = None) -> bool:
+        """Take no more requests and wait for those that were taken; whether they all ended in time."""
+        self._open = False
+        end = None if timeout is None else self._clock() + timeout
+        while self._inbox or self.scheduler.busy:
+            if end is not None and self._clock() >= end:
+                return False
+            if self._thread is None:
+                self.step()
+            else:
+                time.sleep(0.005)
+        return True
 
-    def _step(self, chunk: npt.NDArray[np.int32], start: int, rows: int, candidates: int) -> StepResult:
-        """Append a chunk to the first ``start`` tokens of the cache; logits after its last ``rows``."""
-        end = start + len(chunk)
-        # An interrupt at any point leaves a cache that holds what it says.
-        self._cached_count = start
-        self._pool.resize(0, end)
-        positions = np.arange(start, end, dtype=np.int32)
-        wanted = np.arange(len(chunk) - rows, len(chunk), dtype=np.int32)
-        result = self.compiled.step(chunk, positions, np.zeros_like(positions), wanted, candidates)
-        self._cached[start:end] = chunk
-        self._cached_count = end
-        return result
-
-    def close(self) -> None:
-        """Stop the threads; the model cannot be used afterwards."""
+    def close(self, *, drain: bool = False) -> None:
+        """End: requests that still run are cancelled, unless they are waited for first."""
+        self._open = False
+        if drain:
+            self.drain()
+        thread, self._thread = self._thread, None
+        self._attention.set()
+        if thread is not None:
+            thread.join()
+        with self._lock:
+            self._take_in(self._clock())
+            for sequence in self.scheduler.sequences():
+                self._end(sequence, "cancelled")
+            self._bell.ring()
         self.compiled.close()
 
-    def __enter__(self) -> Model:
+    def __enter__(self) -> Engine:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    # --- the loop -------------------------------------------------------------------------------
 
-class Generation(Iterator[str]):
-    """The text that continues a prompt, piece by piece as it comes.
+    def _work(self) -> None:
+        """The engine's thread: steps while there is work, sleeps while there is none."""
+        while self._thread is not None:
+            self._attention.clear()
+            try:
+                worked = self.step()
+            except Exception:  # noqa: BLE001 - the requests concerned have been told
+                worked = True
+            if not worked:
+                self._attention.wait(self._patience())
 
-    Attributes:
-        ids: the prompt's tokens and the generated ones.
-        prompt_tokens: tokens of the prompt.
-        reused_tokens: how many of them were still in the cache.
-        finish_reason: ``None`` while it runs; then ``stop`` (the model ended, or a stop text came),
-            ``length`` (``max_tokens``) or ``context`` (the context is full).
-        time_to_first_token: seconds from the first ``next()`` to the first token; ``None`` before it.
-        decode_seconds: seconds spent on the tokens after the first.
-    """
+    def _patience(self) -> float | None:
+        """Seconds until the next deadline; ``None`` where nobody waits for one."""
+        deadlines = [s.request.deadline for s in self.scheduler.sequences() if s.request.deadline is not None]
+        return max(0.0, min(deadlines) - self._clock()) if deadlines else None
 
-    def __init__(
-        self, model: Model, ids: list[int], max_tokens: int | None, params: SamplingParams, stops: tuple[str, ...]
-    ) -> None:
-        model._check_length(ids)
-        self._model = model
-        self._buffer = np.zeros(model.context + 1, np.int32)
-        self._buffer[: len(ids)] = ids
-        self._count = self.prompt_tokens = len(ids)
-        self._limit = max_tokens
-        self._sampler = Sampler(
-            params,
-            vocab_size=model.compiled.vocab_size,
-            max_candidates=model.compiled.max_candidates,
-            history=ids,
-        )
-        self._detokenizer = model.tokenizer.stream()
-        self._held = StopFilter(stops)
-        self.reused_tokens = 0
-        self.finish_reason: str | None = None
-        self.time_to_first_token: float | None = None
-        self.decode_seconds = 0.0
+    def step(self) -> bool:
+        """Take one step; whether there was anything to do.
 
-    @property
-    def ids(self) -> list[int]:
-        return [int(id_) for id_ in self._buffer[: self._count]]
+        Raises:
+            Exception: the step failed; the requests in it have ended with an error.
+        """
+        with self._lock:
+            begin = time.perf_counter()
+            now = self._clock()
+            self._take_in(now)
+            self._end_early(now)
+            self.scheduler.admit()
+            parts = self.scheduler.plan()
+            native = 0.0
+            try:
+                if parts:
+                    native = self._compute(parts, now)
+            except Exception as error:
+                self._fail(parts, error)
+                raise
+            finally:
+                self._bell.ring()
+                self._gauge()
+            if parts:
+                self.metrics.schedule_seconds.observe(time.perf_counter() - begin - native)
+            return bool(parts) or self.scheduler.busy
 
-    @property
-    def new_ids(self) -> list[int]:
-        """The generated tokens, the one that ended the generation included."""
-        return self.ids[self.prompt_tokens :]
+    def _take_in(self, now: float) -> None:
+        """Turn submitted requests into waiting sequences."""
+        while self._inbox:
+            request = self._inbox.popleft()
+            options = request.options
+            seed = secrets.randbits(64) if options.sampling.seed is None else options.sampling.seed
+            most = self.context + 1 - len(request.prompt)
+            limit = len(request.prompt) + (most if options.max_tokens is None else min(options.max_tokens, most))
+            due = due_time(request.arrival, request.deadline, options.priority)
+            for i in range(options.n):
+                sampler = Sampler(
+                    replace(options.sampling, seed=(seed + i) % (1 << 64)),
+                    vocab_size=self.compiled.vocab_size,
+                    max_candidates=self.compiled.max_candidates,
+                    prompt=request.prompt,
+                    grammar=options.grammar,
+                )
+                sequence = Sequence(request, i, sampler=sampler, tokenizer=self.tokenizer, limit=limit, due=due)
+                request.sequences.append(sequence)
+            self.metrics.requests_submitted += 1
+            for sequence in request.sequences:
+                self.scheduler.add(sequence)
+                if limit == len(request.prompt) and options.prompt_logprobs is None:
+                    self._end(sequence, "length")
 
-    @property
-    def tokens_per_second(self) -> float | None:
-        """Speed after the first token; ``None`` before the second."""
-        after_first = self._count - self.prompt_tokens - 1
-        return after_first / self.decode_seconds if after_first > 0 and self.decode_seconds > 0 else None
+    def _end_early(self, now: float) -> None:
+        """End what was cancelled or is too late."""
+        for sequence in self.scheduler.sequences():
+            if sequence.request.cancelled:
+                self._end(sequence, "cancelled")
+            elif sequence.request.deadline is not None and now >= sequence.request.deadline:
+                self._end(sequence, "timeout")
 
-    def text(self) -> str:
-        """The whole rest of the text."""
-        return "".join(self)
+    def _compute(self, parts: list[Part], now: float) -> float:
+        """Run a step and give out what it drew; seconds of the native call."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        sequences: list[int] = []
+        rows: list[int] = []
+        candidates = 1
+        for part in parts:
+            sequence = part.sequence
+            if sequence.request.first_step is None:
+                self._begin(sequence.request, part, now)
+            part.first_row = len(rows)
+            if part.rows:
+                self._prepare(part)
+                candidates = max(candidates, sequence.sampler.candidates, sequence.request.options.logprobs or 0)
+            end = len(tokens) + part.tokens
+            tokens += sequence.ids[part.start : part.start + part.tokens - len(part.drafts)]
+            tokens += part.drafts
+            positions += range(part.start, part.start + part.tokens)
+            sequences += [sequence.row] * part.tokens
+            rows += range(end - part.rows, end)
+            if sequence.raw_rows:
+                rows += range(end - part.rows, end)
+        begin = time.perf_counter()
+        result = self.compiled.step(tokens, positions, sequences, rows, candidates)
+        seconds = time.perf_counter() - begin
+        self.metrics.steps += 1
+        self.metrics.step_seconds.observe(seconds)
+        self.metrics.step_tokens.observe(len(tokens))
+        if not np.isfinite(result.row_sum).all():
+            raise InternalError("the model computed logits that are not finite")
+        self._commit(parts, result)
+        return seconds
 
-    def __next__(self) -> str:
-        while self.finish_reason is None:
-            if self._limit is not None and self._count - self.prompt_tokens >= self._limit:
-                piece = self._finish("length")
-            elif self._count > self._model.context:
-                piece = self._finish("context")
+    def _begin(self, request: Request, part: Part, now: float) -> None:
+        """Count a request that runs for the first time."""
+        request.first_step = now
+        request.usage.cached_tokens = part.start
+        self.metrics.queue_seconds.observe(now - request.arrival)
+        self.metrics.prompt_tokens += len(request.prompt)
+        self.metrics.cached_tokens += part.start
+
+    def _prepare(self, part: Part) -> None:
+        """Tell native code how to draw in a part's rows; drafts that can never be drawn are left out."""
+        sequence, parameters = part.sequence, self.compiled.row_parameters
+        plain = part.rows - 1 - len(part.drafts)  # rows of the prompt's logprobs, in which nothing is drawn
+        parameters.clear(part.first_row, plain)
+        first = part.first_row + plain
+        prepared = sequence.sampler.prepare(parameters, first, len(sequence.ids), part.drafts)
+        dropped = 1 + len(part.drafts) - prepared
+        if dropped:
+            part.drafts = part.drafts[: len(part.drafts) - dropped]
+            part.tokens -= dropped
+            part.rows -= dropped
+        if sequence.raw_rows:
+            parameters.clear(part.first_row + part.rows, part.rows)
+
+    def _commit(self, parts: list[Part], result: StepResult) -> None:
+        """Give out what a step drew."""
+        now = self._clock()
+        drawn: list[int] = result.drawn.tolist()
+        for part in parts:
+            sequence = part.sequence
+            if part.rows:
+                self._accept(part, drawn, result, now)
             else:
-                piece = self._push(self._next_id())
-            if piece:
-                return piece
-        raise StopIteration
+                sequence.computed = part.start + part.tokens
+            self.scheduler.publish(sequence)
+            if sequence.finish_reason is not None:
+                self._retire(sequence, now)
 
-    def _next_id(self) -> int:
-        model = self._model
-        start = time.perf_counter()
-        with model._lock:
-            ids = self._buffer[: self._count]
-            if self.time_to_first_token is None:
-                self.reused_tokens = model._reusable(ids)
-            result = model._advance(ids, 1, self._sampler.candidates)
-            id_ = self._sampler.pick(result)
-        self._buffer[self._count] = id_
-        self._count += 1
-        seconds = time.perf_counter() - start
-        if self.time_to_first_token is None:
-            self.time_to_first_token = seconds
+    def _accept(self, part: Part, drawn: list[int], result: StepResult, now: float) -> None:
+        """Append a drawn token, and those after it whose drafts were right."""
+        sequence = part.sequence
+        options = sequence.request.options
+        first = part.first_row + part.rows - 1 - len(part.drafts)
+        if options.prompt_logprobs is not None and first > part.first_row:
+            self._tell_prompt(part, result)
+        if len(sequence.ids) == sequence.limit:  # only the prompt's logprobs were wanted
+            sequence.computed = part.start + part.tokens
+            sequence.finish_reason = "length"
+            sequence.request.outbox.put(Delta(sequence.index, "", (), (), "length"), self._bell)
+            return
+        ids: list[int] = []
+        texts: list[str] = []
+        for row in range(first, first + 1 + len(part.drafts)):
+            id_ = drawn[row]
+            ids.append(id_)
+            texts.append(sequence.push(id_, self.tokenizer.eos_ids))
+            guess = row - first
+            if sequence.finish_reason is not None or guess == len(part.drafts) or part.drafts[guess] != id_:
+                break
+        sequence.computed = part.start + part.tokens - len(part.drafts) + len(ids) - 1
+        logprobs = ()
+        if options.logprobs is not None:
+            raw = first + (part.rows if sequence.raw_rows else 0)
+            logprobs = tuple(token_logprob(result, raw + i, id_, options.logprobs) for i, id_ in enumerate(ids))
+        self._count(sequence, len(ids), len(part.drafts), now)
+        sequence.request.outbox.put(
+            Delta(sequence.index, "".join(texts), tuple(ids), logprobs, sequence.finish_reason), self._bell
+        )
+
+    def _tell_prompt(self, part: Part, result: StepResult) -> None:
+        """Logprobs of the prompt's tokens that follow the rows of a part."""
+        request, top = part.sequence.request, part.sequence.request.options.prompt_logprobs
+        assert top is not None
+        for row in range(part.tokens):
+            following = part.start + row + 1
+            if following < len(request.prompt) and following == len(request.prompt_logprobs) + 1:
+                entry = token_logprob(result, part.first_row + row, request.prompt[following], top)
+                request.prompt_logprobs.append(entry)
+
+    def _count(self, sequence: Sequence, tokens: int, drafts: int, now: float) -> None:
+        metrics, request = self.metrics, sequence.request
+        if sequence.last_token:
+            metrics.inter_token_seconds.observe((now - sequence.last_token) / tokens, tokens)
         else:
-            self.decode_seconds += seconds
-        return id_
+            metrics.time_to_first_token_seconds.observe(now - request.arrival)
+        sequence.last_token = now
+        request.usage.completion_tokens += tokens
+        metrics.generation_tokens += tokens
+        metrics.drafts_proposed += drafts
+        metrics.drafts_accepted += tokens - 1
 
-    def _push(self, id_: int) -> str:
-        if id_ in self._model.tokenizer.eos_ids:
-            return self._finish("stop")
-        piece = self._held.push(self._detokenizer.push(id_))
-        if self._held.stopped:
-            self.finish_reason = "stop"
-        return piece
+    # --- ends -----------------------------------------------------------------------------------
 
-    def _finish(self, reason: str) -> str:
-        self.finish_reason = reason
-        piece = self._held.push(self._detokenizer.flush())
-        return piece if self._held.stopped else piece + self._held.flush()
+    def _end(self, sequence: Sequence, reason: str) -> None:
+        """End a sequence before the model does."""
+        sequence.finish_reason = reason
+        text = sequence.filter.push(sequence.detokenizer.flush())
+        text += sequence.filter.flush()
+        sequence.request.outbox.put(Delta(sequence.index, text, (), (), reason), self._bell)
+        self._retire(sequence, self._clock())
 
+    def _retire(self, sequence: Sequence, now: float) -> None:
+        """Take an ended sequence out, and its request once it was the last."""
+        self.scheduler.remove(sequence)
+        request = sequence.request
+        if all(other.finish_reason is not None for other in request.sequences):
+            self.metrics.requests_finished[sequence.finish_reason or "error"] += 1
+            self.metrics.request_seconds.observe(now - request.arrival)
+            request.outbox.put(None, self._bell)
 
-class StopFilter:
-    """Lets text through until a stop text comes, holding back what may be the beginning of one."""
+    def _fail(self, parts: list[Part], error: Exception) -> None:
+        """End the requests of a step that failed."""
+        failed = {id(part.sequence.request): part.sequence.request for part in parts}
+        for request in failed.values():
+            for sequence in request.sequences:
+                if sequence.finish_reason is None:
+                    sequence.finish_reason = "error"
+                    self.scheduler.remove(sequence)
+            self.metrics.requests_finished["error"] += 1
+            message = InternalError(f"the step failed: {error}")
+            message.__cause__ = error
+            request.outbox.put(message, self._bell)
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = stops
-        self._held = ""
-        self.stopped = False
+    # --- figures --------------------------------------------------------------------------------
 
-    def push(self, text: str) -> str:
-        """What can be said for sure not to belong to a stop text."""
-        self._held += text
-        found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
-        if found:
-            self.stopped = True
-            kept, self._held = self._held[: min(found)], ""
-            return kept
-        held = max((self._overlap(stop) for stop in self._stops), default=0)
-        safe = len(self._held) - held
-        text, self._held = self._held[:safe], self._held[safe:]
-        return text
+    def _gauge(self) -> None:
+        metrics, pool = self.metrics, self.pool
+        metrics.requests_running = len(self.scheduler.running)
+        metrics.requests_waiting = self.scheduler.waiting
+        metrics.kv_pages_used = pool.used
+        metrics.kv_pages_total = pool.pages
 
-    def flush(self) -> str:
-        """What was held back, once nothing more comes."""
-        text, self._held = self._held, ""
-        return text
+    def _idle_rows(self) -> int:
+        """Sequences that could begin at once."""
+        return self.scheduler.free_rows
 
-    def _overlap(self, stop: str) -> int:
-        """Characters at the end of the held text that begin a stop text."""
-        longest = min(len(stop) - 1, len(self._held))
-        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
-
-
-def first_token(tokenizer: Tokenizer) -> int | None:
-    """The token that the tokenizer puts before every text, or ``None``."""
-    bos = tokenizer.bos_id
-    return bos if bos is not None and tokenizer.encode("")[:1] == [bos] else None
+    def _wait_expected(self) -> int:
+        """Seconds after which a refused request may be taken: what those before it will need, roughly."""
+        seconds = self.metrics.request_seconds
+        mean = seconds.total / seconds.count if seconds.count else 1.0
+        together = max(1, len(self.scheduler.running))
+        return max(1, math.ceil(mean * self._queue / together))

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ryzc.errors import UsageError
-from ryzc.runtime.engine import Model, first_token
+from ryzc.runtime.model import Model
+from ryzc.runtime.prompts import first_token
 
 MIN_CONTEXT = 4
 

@@ -253,12 +253,30 @@ class CompiledModel:
             )
         if len(r) and (r.min() < 0 or r.max() >= len(t)):
             raise UsageError(f"rows must be in 0 .. {len(t) - 1}")
-        # Attention reads every page of a sequence up to its last position.
-        for sequence in np.unique(s):
-            used = self.page_table[sequence, : int(p[s == sequence].max()) // self.page_tokens + 1]
+        # Attention reads every page of a sequence up to its last position. One look at all of them usually shows that
+        # there is nothing to see; what lies behind a shorter sequence's end may be anything.
+        used = self.page_table[np.unique(s), : int(p.max()) // self.page_tokens + 1]
+        if used.min() < 0 or used.max() >= self.pages:
+            self._check_pages(p, s)
+        return t, p, s, r
+
+    def _check_pages(self, positions: npt.NDArray[np.int64], sequences: npt.NDArray[np.int64]) -> None:
+        for sequence in np.unique(sequences):
+            used = self.page_table[sequence, : int(positions[sequences == sequence].max()) // self.page_tokens + 1]
             if used.min() < 0 or used.max() >= self.pages:
                 raise ContextError(f"sequence {sequence} names a page outside the pool of {self.pages}")
-        return t, p, s, r
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Copy a page of keys and values over another one.
+
+        Raises:
+            UsageError: one of them is not in the pool.
+        """
+        if not (0 <= source < self.pages and 0 <= target < self.pages):
+            raise UsageError(f"page {source} or {target} lies outside the pool of {self.pages}")
+        pages = self._kv[: self.pages * self.plan.kv.page_bytes].reshape(self.pages, -1)
+        with self._lock:
+            pages[target] = pages[source]
 
     def probe_read(self, nbytes: int = 1 << 28, threads: int | None = None) -> float:
         """Seconds to read ``nbytes`` of memory (beyond every cache) on ``threads`` threads, once each part."""

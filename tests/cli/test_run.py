@@ -11,7 +11,7 @@ import pytest
 from toy_model import FIRST_LETTER, ToyStep, ToyTokenizer, greedy, scripted, toy
 
 from ryzc import cli
-from ryzc.runtime.engine import Generation, Model
+from ryzc.runtime.model import Generation, Model
 
 TEMPLATE = "{% for m in messages %}{{ m.role[0] }}.{{ m.content }} {% endfor %}a."
 
@@ -30,7 +30,7 @@ class Terminal:
             self.loaded = {"path": path, **options}
             return model
 
-        self.monkeypatch.setattr("ryzc.runtime.engine.load", load)
+        self.monkeypatch.setattr("ryzc.runtime.model.load", load)
 
     def pipe(self, data: bytes) -> None:
         self.monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
