@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ SHARE = 0.8
 _NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)")
 
 
-class _Size(click.ParamType):
+class _Size(click.ParamType):  # type: ignore[type-arg]
     """Bytes, e.g. 512M or 8G."""
 
     name = "size"
@@ -57,7 +57,9 @@ def _options(function: Any) -> Any:
 
 @click.command()
 @click.argument("models", metavar="[[NAME=]BUNDLE|SRC]…", nargs=-1)
-@click.option("--config", "file", type=click.Path(path_type=Path), help="Settings, by default ryzc.toml where it lies here.")
+@click.option(
+    "--config", "file", type=click.Path(path_type=Path), help="Settings, by default ryzc.toml where it lies here."
+)
 @_options
 def command(models: tuple[str, ...], file: Path | None, **flags: Any) -> None:
     """Serve models by OpenAI's interface, with a chat page at /.
@@ -150,5 +152,3 @@ def open_engine(wanted: Entry, config: Config) -> Engine:
         kv_memory=wanted.kv_memory,
         queue=config.max_queue,
     )
-
-

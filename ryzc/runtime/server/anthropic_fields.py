@@ -102,7 +102,7 @@ class CountFields(Fields):
     model: str | None = None
     cache_control: Any = None
     system: str | list[Block] | None = None
-    tools: list[AnthropicTool] | None = Field(None, max_length=256)
+    tools: list[AnthropicTool] | None = Field(default=None, max_length=256)
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -144,12 +144,12 @@ class MessagesFields(CountFields):
     """The body."""
 
     max_tokens: int = Field(ge=1)
-    temperature: float | None = Field(None, ge=0, allow_inf_nan=False)
-    top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=0)
+    temperature: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
     stop_sequences: list[str] | None = None
     stream: bool | None = None
-    seed: int | None = Field(None, ge=0, lt=1 << 64)
+    seed: int | None = Field(default=None, ge=0, lt=1 << 64)
 
 
 def _function(tool: AnthropicTool) -> dict[str, Any]:

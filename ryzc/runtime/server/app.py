@@ -30,7 +30,10 @@ ELSEWHERE = (
 
 ASSETS = Path(__file__).parent / "page"
 
-POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 def create_app(service: Service, on_close: Callable[[], None] = lambda: None) -> FastAPI:
@@ -85,7 +88,9 @@ def _handlers(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         known = {404: f"there is no {request.url.path}", 405: f"{request.url.path} does not take {request.method}"}
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
-        response = told(request, ApiError(error.status_code, known.get(error.status_code, str(error.detail)), code=code))
+        response = told(
+            request, ApiError(error.status_code, known.get(error.status_code, str(error.detail)), code=code)
+        )
         response.headers.update(error.headers or {})
         return response
 
@@ -105,7 +110,9 @@ def _elsewhere(app: FastAPI) -> None:
 
 def _page(app: FastAPI) -> None:
     async def index() -> Response:
-        return FileResponse(ASSETS / "index.html", headers={"content-security-policy": POLICY, "cache-control": "no-cache"})
+        return FileResponse(
+            ASSETS / "index.html", headers={"content-security-policy": POLICY, "cache-control": "no-cache"}
+        )
 
     app.add_api_route("/", index, methods=["GET"], include_in_schema=False)
     app.mount(PAGE.rstrip("/"), StaticFiles(directory=ASSETS), name="page")

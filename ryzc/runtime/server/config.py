@@ -41,9 +41,9 @@ class Config:
     host: str = _set("127.0.0.1", "Address to listen on; 0.0.0.0 is every interface.")
     port: int = _set(8080, "Port; 0 takes any free one.", least=0)
     api_key: tuple[str, ...] = _set((), "Key that requests must carry; may be given several times.")
-    api_key_file: Path | None = _set(None, "File with one key a line, which no process list shows.")
-    ssl_certfile: Path | None = _set(None, "Certificate (PEM): serve HTTPS.")
-    ssl_keyfile: Path | None = _set(None, "Its private key (PEM).")
+    api_key_file: Path | None = _set(None, "File with one key a line, which no process list shows.")  # noqa: RUF009 - a field
+    ssl_certfile: Path | None = _set(None, "Certificate (PEM): serve HTTPS.")  # noqa: RUF009 - a field
+    ssl_keyfile: Path | None = _set(None, "Its private key (PEM).")  # noqa: RUF009 - a field
     cors_origin: tuple[str, ...] = _set((), "Web origin whose pages may call this server; '*' is any.")
     allowed_host: tuple[str, ...] = _set(
         (), "Host names that requests may address; by default this machine's own on loopback, any elsewhere."
@@ -53,12 +53,16 @@ class Config:
     ctx_size: int | None = _set(None, "Tokens of prompt and answer together; by default 4096.", "-c", least=1)
     parallel: int = _set(16, "Requests that run at the same time.", "-np", least=1)
     threads: int | None = _set(None, "Threads; by default the physical cores.", "-t", least=1)
-    mmap: bool | None = _set(None, "Map the weights' file, or copy it into huge pages; by default a copy if memory allows.")
+    mmap: bool | None = _set(
+        None, "Map the weights' file, or copy it into huge pages; by default a copy if memory allows."
+    )
     kv_memory: int | None = _set(None, "Memory for keys and values of one model, e.g. 2G.", bytes_=True)
     speculate: str = _set("auto", "Speculative decoding: auto, off, or the name of a drafter.")
-    draft: Path | None = _set(None, "Bundle of a small model that drafts.")
+    draft: Path | None = _set(None, "Bundle of a small model that drafts.")  # noqa: RUF009 - a field
     model_memory: int | None = _set(
-        None, "Memory for all loaded models; idle ones are unloaded beyond it. By default 0.8 of what is free.", bytes_=True
+        None,
+        "Memory for all loaded models; idle ones are unloaded beyond it. By default 0.8 of what is free.",
+        bytes_=True,
     )
 
     max_body: int = _set(8 << 20, "Largest body of a request (413 beyond).", bytes_=True, least=1)
@@ -104,7 +108,9 @@ class Config:
         try:
             lines = self.api_key_file.read_text(encoding="utf-8").splitlines()
         except (OSError, ValueError) as error:
-            raise UsageError(f"{self.api_key_file}: {error}", hint="give a readable file with one key a line") from error
+            raise UsageError(
+                f"{self.api_key_file}: {error}", hint="give a readable file with one key a line"
+            ) from error
         found = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
         if not found:  # an empty file must not open the door
             raise UsageError(f"{self.api_key_file} holds no key", hint="write one key a line")

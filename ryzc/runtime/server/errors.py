@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ryzc.errors import ContextError, RyzcError, UserError
+from ryzc.errors import ContextError, OverloadError, RyzcError, UserError
 
 KINDS = {
     400: "invalid_request_error",
@@ -80,9 +80,8 @@ def refusal(error: BaseException) -> ApiError:
     """Any error as a refusal; what is not the caller's fault keeps its details to the log."""
     if isinstance(error, ApiError):
         return error
-    retry_after = getattr(error, "retry_after", None)
-    if retry_after is not None:
-        return ApiError(429, _told(error), code="overloaded", retry_after=retry_after)
+    if isinstance(error, OverloadError):
+        return ApiError(429, _told(error), code="overloaded", retry_after=error.retry_after)
     if isinstance(error, ContextError):
         return ApiError(400, _told(error), code="context_length_exceeded", param="messages")
     if isinstance(error, UserError):

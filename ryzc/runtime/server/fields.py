@@ -15,9 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ryzc.runtime.server.errors import ApiError, unsupported, wrong
 
 HARMLESS = frozenset(
-    "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention prompt_cache_options "
-    "prediction cache_prompt".split()
-)
+    (
+        "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+        "prompt_cache_options", "prediction", "cache_prompt",
+    )
+)  # fmt: skip
 """Bookkeeping and hints about speed; null is taken for any field as "not given"."""
 
 MAX_DEPTH = 64
@@ -46,24 +48,24 @@ class StreamOptions(Fields):
 class SamplingFields(Fields):
     """How to choose tokens: OpenAI's fields, and those that vLLM and llama.cpp added to them."""
 
-    temperature: float | None = Field(None, ge=0, allow_inf_nan=False)
-    top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
-    min_p: float | None = Field(None, ge=0, le=1)
-    typical_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 64)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, allow_inf_nan=False)
-    repeat_penalty: float | None = Field(None, gt=0, allow_inf_nan=False)
-    repeat_last_n: int | None = Field(None, ge=-1)
-    logit_bias: dict[str, float] | None = Field(None, max_length=1024)
+    temperature: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    typical_p: float | None = Field(default=None, gt=0, le=1)
+    seed: int | None = Field(default=None, ge=-(1 << 63), lt=1 << 64)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    repeat_penalty: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    repeat_last_n: int | None = Field(default=None, ge=-1)
+    logit_bias: dict[str, float] | None = Field(default=None, max_length=1024)
     stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = Field(None, max_length=256)
+    stop_token_ids: list[int] | None = Field(default=None, max_length=256)
     ignore_eos: bool | None = None
-    n: int | None = Field(None, ge=1)
-    cache_salt: str | None = Field(None, max_length=256)
-    priority: int | None = Field(None, ge=-(1 << 31), lt=1 << 31)
+    n: int | None = Field(default=None, ge=1)
+    cache_salt: str | None = Field(default=None, max_length=256)
+    priority: int | None = Field(default=None, ge=-(1 << 31), lt=1 << 31)
 
 
 def read(kind: type[Body], document: Any) -> Body:

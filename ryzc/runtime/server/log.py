@@ -33,7 +33,9 @@ class Log:
         if self.form == "json":
             line = json.dumps(fields, ensure_ascii=True, default=str)
         else:
-            line = " ".join([stamp, level, _quoted(event), *(f"{key}={_quoted(value)}" for key, value in values.items())])
+            line = " ".join(
+                [stamp, level, _quoted(event), *(f"{key}={_quoted(value)}" for key, value in values.items())]
+            )
         out = self._out or sys.stderr
         out.write(line + "\n")
         out.flush()

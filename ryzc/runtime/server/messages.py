@@ -36,9 +36,11 @@ class Part(Fields):
         if self.type == "refusal" and self.refusal is not None:
             return self.refusal
         raise ApiError(
-            400, f"'{param}': parts of type {self.type!r} are not supported; this server takes text", code="unsupported_content",
+            400,
+            f"'{param}': parts of type {self.type!r} are not supported; this server takes text",
+            code="unsupported_content",
             param=param,
-        )  # fmt: skip
+        )
 
 
 class CalledFunction(Fields):
@@ -140,7 +142,7 @@ class JsonSchema(Fields):
 
     name: str | None = None
     description: str | None = None
-    schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
+    schema_: dict[str, Any] | bool | None = Field(default=None, alias="schema")
     strict: bool | None = None
 
 
@@ -149,7 +151,7 @@ class ResponseFormat(Fields):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
 
 
 def wanted_schema(given: ResponseFormat | None) -> Mapping[str, Any] | None:
@@ -174,4 +176,7 @@ def functions(tools: Sequence[ToolField] | None) -> list[dict[str, Any]]:
 
 
 def _without_none(function: Function) -> dict[str, Any]:
-    return {"parameters": {"type": "object", "properties": {}}, **function.model_dump(exclude_none=True, exclude={"strict"})}
+    return {
+        "parameters": {"type": "object", "properties": {}},
+        **function.model_dump(exclude_none=True, exclude={"strict"}),
+    }

@@ -90,7 +90,9 @@ ENGINE: Sequence[Definition] = (
         panel="Generated tokens",
         unit="tokens/s",
     ),
-    Definition("prefix_cache_queries_total", "counter", "Tokens looked up in the prefix cache.", lambda m: m.prompt_tokens),
+    Definition(
+        "prefix_cache_queries_total", "counter", "Tokens looked up in the prefix cache.", lambda m: m.prompt_tokens
+    ),
     Definition(
         "prefix_cache_hits_total",
         "counter",
@@ -199,7 +201,9 @@ def exposition(engines: Mapping[str, Metrics], http: HttpMetrics, loads: int, un
     lines += _family("http_requests_open", "gauge", "HTTP requests without a complete answer.", [({}, http.open)])
     counts = [({"path": path, "status": str(status)}, n) for (path, status), n in sorted(http.requests.items())]
     lines += _family("http_requests_total", "counter", "HTTP requests, by path and status.", counts)
-    lines += _family("http_request_duration_seconds", "histogram", "HTTP requests, streams included.", [({}, http.seconds)])
+    lines += _family(
+        "http_request_duration_seconds", "histogram", "HTTP requests, streams included.", [({}, http.seconds)]
+    )
     lines += _family("model_loads_total", "counter", "Models loaded.", [({}, loads)])
     lines += _family("model_unloads_total", "counter", "Models unloaded.", [({}, unloads)])
     return "\n".join(lines) + "\n"

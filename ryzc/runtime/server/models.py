@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ryzc.bundle import Bundle
 from ryzc.errors import RyzcError
@@ -20,6 +20,8 @@ from ryzc.runtime.server.log import log
 from ryzc.runtime.server.tools import Family, family_for
 
 TEMPLATE_FILE = "chat_template.jinja"
+Result = TypeVar("Result")
+
 DEFAULTS_FILE = "generation_config.json"
 DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
 """What a bundle's ``generation_config.json`` may set for requests that do not."""
@@ -217,7 +219,10 @@ class Models:
         except (RyzcError, OSError, MemoryError) as error:
             log.error("a model cannot be loaded", model=entry.name, error=repr(error))
             raise ApiError(
-                503, f"the model {entry.name!r} cannot be loaded; the log says why", code="model_not_ready", retry_after=30
+                503,
+                f"the model {entry.name!r} cannot be loaded; the log says why",
+                code="model_not_ready",
+                retry_after=30,
             ) from error
         self.loaded[entry.name] = model
         self.loads += 1
@@ -230,7 +235,7 @@ class Models:
         await self._in_thread(lambda: model.engine.close())
         log.info("model unloaded", model=model.name)
 
-    async def _in_thread(self, work: Callable[[], Any]) -> Any:
+    async def _in_thread(self, work: Callable[[], Result]) -> Result:
         """A thread's work, finished even if its request gives up: a half-loaded engine must not be forgotten."""
         task = asyncio.get_running_loop().run_in_executor(self._executor, work)
         try:

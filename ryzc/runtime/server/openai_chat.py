@@ -48,12 +48,12 @@ class ChatFields(SamplingFields):
 
     messages: list[Message]
     model: str | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP)
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP)
     response_format: ResponseFormat | None = None
-    tools: list[ToolField] | None = Field(None, max_length=256)
+    tools: list[ToolField] | None = Field(default=None, max_length=256)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     stream: bool | None = None
@@ -157,7 +157,9 @@ class ChatAnswer:
         prepared: Prepared = job.made
         self._replies = [self._reply(prepared) for _ in range(body.n or 1)]
         name = sse.text(job.model.name)
-        self._head = f'data: {{"id":"{self._id}","object":"chat.completion.chunk","created":{job.created},"model":{name},'
+        self._head = (
+            f'data: {{"id":"{self._id}","object":"chat.completion.chunk","created":{job.created},"model":{name},'
+        )
 
     def _reply(self, prepared: Prepared) -> Reply:
         parser = self._job.model.family.parser() if prepared.parser is not None else None

@@ -34,8 +34,8 @@ class CompletionFields(SamplingFields):
 
     prompt: str | list[str] | list[int] | list[list[int]]
     model: str | None = None
-    max_tokens: int | None = Field(DEFAULT_TOKENS, ge=0)
-    logprobs: int | None = Field(None, ge=0, le=20)
+    max_tokens: int | None = Field(default=DEFAULT_TOKENS, ge=0)
+    logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -26,13 +26,6 @@ class InputPart(Part):
     filename: Any = None
 
 
-class Thoughts(Fields):
-    """A part of a reasoning item."""
-
-    type: str
-    text: str
-
-
 class Item(Fields):
     """A message, a call, the result of one, or a thought."""
 
@@ -40,14 +33,14 @@ class Item(Fields):
     id: str | None = None
     status: str | None = None
     role: Literal["user", "assistant", "system", "developer"] | None = None
-    content: str | list[InputPart] | list[Thoughts] | None = None
+    content: str | list[InputPart] | None = None
     phase: str | None = None
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
     namespace: str | None = None
     output: str | list[InputPart] | None = None
-    summary: list[Thoughts] | None = None
+    summary: list[InputPart] | None = None
     encrypted_content: str | None = None
 
 
@@ -74,7 +67,7 @@ class Format(Fields):
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
     description: str | None = None
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
     strict: bool | None = None
 
 
@@ -118,10 +111,10 @@ class ResponseFields(SamplingFields):
     model: str | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
-    max_output_tokens: int | None = Field(None, ge=1)
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    max_output_tokens: int | None = Field(default=None, ge=1)
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
     include: list[str] | None = None
-    tools: list[FunctionTool] | None = Field(None, max_length=256)
+    tools: list[FunctionTool] | None = Field(default=None, max_length=256)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     text: TextField | None = None
@@ -130,7 +123,7 @@ class ResponseFields(SamplingFields):
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
     store: bool | None = None
-    metadata: dict[str, str] | None = Field(None, max_length=16)
+    metadata: dict[str, str] | None = Field(default=None, max_length=16)
     user: str | None = None
     n: Literal[1] | None = None
 
@@ -233,9 +226,7 @@ def _message(item: Item, param: str) -> dict[str, Any]:
     raise unsupported(f"{param}.type", f"items of type {item.type!r} are not served")
 
 
-def _words(content: str | list[InputPart] | list[Thoughts], param: str) -> str:
+def _words(content: str | list[InputPart], param: str) -> str:
     if isinstance(content, str):
         return content
-    return "".join(
-        part.words(f"{param}.{i}") if isinstance(part, InputPart) else part.text for i, part in enumerate(content)
-    )
+    return "".join(part.words(f"{param}.{i}") for i, part in enumerate(content))

@@ -11,7 +11,7 @@ from fastapi.responses import Response
 
 from ryzc.runtime.server import sse
 from ryzc.runtime.server.backend import Delta
-from ryzc.runtime.server.conversation import Conversation, Prepared, prepare
+from ryzc.runtime.server.conversation import Conversation, Prepared, calls_from, prepare
 from ryzc.runtime.server.errors import ApiError, wrong
 from ryzc.runtime.server.fields import stops
 from ryzc.runtime.server.models import Loaded
@@ -155,16 +155,14 @@ class ResponseAnswer:
             if item["type"] == "function_call"
         ]
         if calls:
-            from ryzc.runtime.server.conversation import calls_from
-
             message["tool_calls"] = calls_from(calls, "output")
         items = [_shown(item.model_dump(exclude_none=True), i, self._id) for i, item in enumerate(self._body.items)]
         self._store.keep(Kept(self._final, items, [*self._conversation.messages[start:], message]))
 
     # --- writing ---------------------------------------------------------------------------------
 
-    def _event(self, name: str, **values: Any) -> bytes:
-        event = sse.named(name, {"type": name, "sequence_number": self._sequence, **values})
+    def _event(self, type_: str, **values: Any) -> bytes:
+        event = sse.named(type_, {"type": type_, "sequence_number": self._sequence, **values})
         self._sequence += 1
         return event
 
@@ -204,7 +202,10 @@ class ResponseAnswer:
     def _begin(self, kind: str) -> list[bytes]:
         prefix = "msg" if kind == "message" else "rs"
         item: dict[str, Any] = {"id": f"{prefix}_{secrets.token_hex(16)}", "type": kind, "status": "in_progress"}
-        item |= {"role": "assistant"} if kind == "message" else {"summary": []}
+        if kind == "message":
+            item["role"] = "assistant"
+        else:
+            item["summary"] = []
         self._items.append({**item, "content": []})
         added = self._event("response.output_item.added", output_index=len(self._items) - 1, item=self._items[-1])
         part: dict[str, Any] = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}

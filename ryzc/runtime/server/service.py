@@ -104,7 +104,9 @@ class Service:
         """
         kind_of = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind_of != "application/json":  # what a form of a strange web page could send is not
-            raise ApiError(415, "the body must be JSON: send content-type: application/json", code="invalid_content_type")
+            raise ApiError(
+                415, "the body must be JSON: send content-type: application/json", code="invalid_content_type"
+            )
         data = bytearray()
         try:
             async with asyncio.timeout(self.config.body_timeout or None):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -96,7 +96,7 @@ def _card(entry: Entry, models: Models) -> dict[str, Any]:
     }
 
 
-async def _with(service: Service, name: str | None, work: Any) -> Any:
+async def _with(service: Service, name: str | None, work: Callable[[Loaded], dict[str, Any]]) -> dict[str, Any]:
     """Something done with a model, beside the event loop."""
     model = await service.models.lease(name)
     try:
