@@ -52,15 +52,15 @@ def create_app(service: Service, on_close: Callable[[], None] = lambda: None) ->
         on_close()
 
     app = FastAPI(title="ryzc", version=__version__, docs_url=None, redoc_url=None, lifespan=life)
-    for surface in SURFACES:
-        app.include_router(surface.routes(service))
+    routers = [surface.routes(service) for surface in SURFACES]
+    for router in routers:
+        app.include_router(router)
     _handlers(app)
     _elsewhere(app)
     if service.config.page:
         _page(app)
-    service.http.paths = frozenset(
-        path for route in app.routes if (path := getattr(route, "path", "")) and "{" not in path
-    )
+    paths = [getattr(route, "path", "") for router in routers for route in router.routes]
+    service.http.paths = frozenset(["/", *(path for path in paths if "{" not in path)])
     if service.config.cors_origin:
         app.add_middleware(
             CORSMiddleware,

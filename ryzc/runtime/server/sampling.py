@@ -20,8 +20,9 @@ def sampling(fields: SamplingFields, model: Loaded) -> SamplingParams:
     """
     values: dict[str, Any] = dict(model.defaults)
     values |= {name: getattr(fields, name) for name in _SAME if getattr(fields, name) is not None}
-    if fields.repeat_penalty is not None:
-        values["repetition_penalty"] = fields.repeat_penalty
+    for given in (fields.repetition_penalty, fields.repeat_penalty):
+        if given is not None:
+            values["repetition_penalty"] = given
     if (penalty := values.pop("repetition_penalty", None)) is not None:
         values["repeat_penalty"] = penalty
         if fields.repetition_penalty is not None and fields.repeat_last_n is None:
