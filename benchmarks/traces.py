@@ -33,7 +33,8 @@ Entry = dict[str, int | list[int]]
 def conversation(count: int, rate: float, scale: float, seed: int) -> Iterator[Entry]:
     """Chats of several turns, ``rate`` requests a second."""
     random = np.random.default_rng(seed)
-    now, blocks, chats = 0.0, 0, []
+    now, blocks = 0.0, 0
+    chats: list[tuple[int, list[int]]] = []
     for _ in range(count):
         now += random.exponential(1 / rate)
         if chats and random.random() < 0.6:

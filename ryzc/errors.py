@@ -10,6 +10,7 @@
     │   ├── TargetError      this CPU cannot run what was asked for
     │   ├── BundleError      a bundle is damaged, incomplete or from another version
     │   ├── ContextError     a prompt or batch does not fit the context
+    │   │   └── PoolFullError    not enough of the KV pool is free for it now
     │   ├── OverloadError    there are more requests than can be taken now
     │   └── UsageError       an argument makes no sense
     └── InternalError        ryzc is at fault                exit code 2
@@ -63,6 +64,10 @@ class BundleError(UserError):
 
 class ContextError(UserError):
     """A prompt or a batch does not fit into the context that was set up."""
+
+
+class PoolFullError(ContextError):
+    """Not enough pages of the KV pool are free; when another sequence has ended, there may be."""
 
 
 class OverloadError(UserError):

@@ -195,7 +195,7 @@ print(json.dumps([text, sorted(loaded), sorted(rooms)]))
     )
     text, loaded, rooms = json.loads(done.stdout)
     assert text
-    assert not {"onnx", "onnx_ir", "llvmlite", "safetensors", "huggingface_hub"} & set(loaded)
+    assert not {"onnx", "onnx_ir", "llvmlite", "safetensors", "huggingface_hub", "llguidance"} & set(loaded)
     assert set(rooms) == RUNTIME_KNOWS
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from ryzc.runtime.engine import Engine
+from ryzc.runtime.loading import Loaded
 from ryzc.runtime.model import Model
+from ryzc.runtime.sampling import RowParameters, reference
 from ryzc.runtime.step import CompiledModel, StepResult
 from ryzc.runtime.tokenizer import Tokenizer
 
@@ -40,6 +43,8 @@ class ToyStep:
         max_tokens: int = 8,
         max_rows: int = 4,
         max_candidates: int = 6,
+        sequences: int = 9,
+        pages: int | None = None,
         script: Sequence[int] = (),
     ) -> None:
         self.context, self.max_tokens, self.max_rows, self.max_candidates = (
@@ -49,16 +54,19 @@ class ToyStep:
             max_candidates,
         )
         self.vocab_size, self.page_tokens = VOCAB, 4
-        self.pages = -(-context // self.page_tokens)
-        self.page_table = np.zeros((1, self.pages), np.int32)
+        per_sequence = -(-context // self.page_tokens)
+        self.pages = per_sequence if pages is None else pages
+        self.page_table = np.zeros((sequences, per_sequence), np.int32)
+        self.row_parameters = RowParameters(max_rows, 128)
         self.pool = np.full((self.pages, self.page_tokens), -1, np.int64)
-        self.plan = SimpleNamespace(context_length=256)
+        self.plan = SimpleNamespace(context_length=256, macs_per_token=9, head_macs=1)
         self.target, self.threads, self.weights = SimpleNamespace(name="toy"), 1, "copy"
         self.script = list(script)
         """Where it is not empty: the tokens that follow the prompt, whatever it is."""
         self.prompt_length = 0
         self.batches: list[Batch] = []
         self.interrupt_at: int | None = None
+        self.fail_next = False
         self.closed = False
 
     def step(
@@ -72,26 +80,38 @@ class ToyStep:
         assert 1 <= len(tokens) <= self.max_tokens
         assert len(rows) <= self.max_rows
         assert 1 <= candidates <= self.max_candidates
-        assert not sequences.any()
-        assert positions.max() < self.context
+        assert max(positions) < self.context
         if self.interrupt_at == len(self.batches):
             self.interrupt_at = None
             raise KeyboardInterrupt
-        self.batches.append(Batch(tokens.tolist(), positions.tolist(), rows.tolist(), candidates))
-        for token, position in zip(tokens, positions, strict=True):
-            self.pool[self.page_table[0, position // self.page_tokens], position % self.page_tokens] = token
+        if self.fail_next:
+            self.fail_next = False
+            raise RuntimeError("a wire came loose")
+        self.batches.append(Batch(list(tokens), list(positions), list(rows), candidates))
+        for token, position, sequence in zip(tokens, positions, sequences, strict=True):
+            self.pool[self.page_table[sequence, position // self.page_tokens], position % self.page_tokens] = token
         logits = np.stack(
-            [self.logits(self.read(int(positions[r]) + 1)) for r in rows] or [np.zeros(VOCAB, np.float32)]
+            [self.logits(self.read(positions[r] + 1, sequences[r])) for r in rows] or [np.zeros(VOCAB, np.float32)]
         )
         logits = logits.astype(np.float32)[: len(rows)]
+        parameters = self.row_parameters
+        for i, row in enumerate(logits):
+            row[:] = reference.adjusted(row, parameters, i)
+        drawn = [reference.draw(row, parameters.records[i], self.max_candidates) for i, row in enumerate(logits)]
+        parameters.clear()
         order = np.argsort(-logits, axis=1, kind="stable")[:, :candidates].astype(np.int32)
         top = logits.max(axis=1, initial=-np.inf)
         sums = np.exp(logits - top[:, None]).sum(axis=1, dtype=np.float32)
-        return StepResult(order, np.take_along_axis(logits, order, axis=1), top, sums, logits)
+        return StepResult(
+            order, np.take_along_axis(logits, order, axis=1), top, sums, logits, np.array(drawn, np.int32)
+        )
 
-    def read(self, count: int) -> list[int]:
-        """The tokens of the first ``count`` positions, as the page table leads to them."""
-        used = self.page_table[0, : -(-count // self.page_tokens)]
+    def copy_page(self, source: int, target: int) -> None:
+        self.pool[target] = self.pool[source]
+
+    def read(self, count: int, sequence: int) -> list[int]:
+        """The tokens of a sequence's first ``count`` positions, as the page table leads to them."""
+        used = self.page_table[sequence, : -(-count // self.page_tokens)]
         return [int(token) for token in self.pool[used].reshape(-1)[:count]]
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -159,7 +179,15 @@ def toy(step: ToyStep | None = None, *, template: str | None = None, add_bos: bo
     """A model around a toy step."""
     step = step or ToyStep()
     tokenizer = cast(Tokenizer, ToyTokenizer(add_bos=add_bos))
-    return Model(cast(CompiledModel, step), tokenizer, template), step
+    return Model(cast(CompiledModel, step), tokenizer, template, speculate="off"), step
+
+
+def toy_engine(step: ToyStep | None = None, **options: Any) -> tuple[Engine, ToyStep]:
+    """An engine around a toy step, without a thread of its own unless asked for one."""
+    step = step or ToyStep()
+    options = {"sequences": len(step.page_table) - 1, "background": False, "speculate": "off", **options}
+    tokenizer = cast(Tokenizer, ToyTokenizer())
+    return Engine(Loaded(cast(CompiledModel, step), tokenizer), **options), step
 
 
 def scripted(text: str, *, end: bool = True, prompt: int, **options: int) -> tuple[Model, ToyStep]:

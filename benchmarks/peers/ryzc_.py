@@ -15,8 +15,8 @@ import ryzc
 from ryzc.bundle import Bundle
 from ryzc.bundle.plan import Plan
 from ryzc.runtime import bench
+from ryzc.runtime.kv import PagePool
 from ryzc.runtime.prompts import first_token
-from ryzc.runtime.pages import PagePool
 from ryzc.runtime.step import CompiledModel
 from ryzc.runtime.tokenizer import SETTINGS_FILE, TOKENIZER_FILE, Tokenizer
 

@@ -130,13 +130,13 @@ def resident(status: Path = Path("/proc/self/status")) -> int:
 def _measure(path: str) -> None:
     """The child's part."""
     from ryzc.cli import run  # noqa: F401
-    from ryzc.runtime import chat, engine, memory
+    from ryzc.runtime import chat, loading, memory, model  # noqa: F401
 
     python = resident()
     bundle = Bundle.open(path)
-    held = [engine.read_tokenizer(bundle), bundle]
-    if bundle.has(engine.TEMPLATE_FILE):
-        held.append(chat.ChatTemplate(bundle.text(engine.TEMPLATE_FILE), "", ""))
+    held = [loading.read_tokenizer(bundle), bundle]
+    if bundle.has(loading.TEMPLATE_FILE):
+        held.append(chat.ChatTemplate(bundle.text(loading.TEMPLATE_FILE), "", ""))
     memory.trim()
     sys.stdout.write(json.dumps([python, resident()]))
 

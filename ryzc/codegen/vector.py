@@ -235,6 +235,23 @@ class Loop:
     results: list[Value] = field(default_factory=list)
 
 
+@dataclass
+class Branch:
+    """A body under construction that may be left out: set ``values`` in it; read ``results`` after it."""
+
+    values: list[Value]
+    results: list[Value] = field(default_factory=list)
+
+
+@dataclass
+class Repeat:
+    """A body under construction that runs until ``again`` is false; ``values`` and ``results`` as in a loop."""
+
+    values: list[Value]
+    again: Value | None = None
+    results: list[Value] = field(default_factory=list)
+
+
 class Function:
     """An LLVM function under construction; ``args`` are its parameters by name."""
 
@@ -362,6 +379,46 @@ class Function:
         """Run the body where an ``i1`` is true."""
         with self.builder.if_then(condition.ir):
             yield
+
+    @contextmanager
+    def branch(self, condition: Value, carried: Sequence[Value]) -> Iterator[Branch]:
+        """As :meth:`when`, for a body that changes values; without it they stay as they are."""
+        before = self.builder.block
+        body, after = (self.ir.append_basic_block(n) for n in ("then", "after"))
+        self.builder.cbranch(condition.ir, body, after)
+        self.builder.position_at_end(body)
+        current = Branch(list(carried))
+        yield current
+        end = self.builder.block
+        self.builder.branch(after)
+        self.builder.position_at_end(after)
+        current.results = [self._merge(c, before, v, end) for c, v in zip(carried, current.values, strict=True)]
+
+    def _merge(self, a: Value, from_a: Any, b: Value, from_b: Any) -> Value:
+        phi = self.builder.phi(a.type)
+        phi.add_incoming(a.ir, from_a)
+        phi.add_incoming(b.ir, from_b)
+        return Value(self, phi)
+
+    @contextmanager
+    def repeat(self, carried: Sequence[Value]) -> Iterator[Repeat]:
+        """Run the body once, and on as long as it sets ``again`` to true."""
+        before = self.builder.block
+        body = self.ir.append_basic_block("again")
+        self.builder.branch(body)
+        self.builder.position_at_end(body)
+        phis = [self.builder.phi(c.type) for c in carried]
+        current = Repeat([Value(self, p) for p in phis])
+        yield current
+        assert current.again is not None
+        end = self.builder.block
+        for phi, first, next_ in zip(phis, carried, current.values, strict=True):
+            phi.add_incoming(first.ir, before)
+            phi.add_incoming(next_.ir, end)
+        current.results = current.values
+        after = self.ir.append_basic_block("after")
+        self.builder.cbranch(current.again.ir, body, after)
+        self.builder.position_at_end(after)
 
     def finish(self) -> None:
         """End the function."""

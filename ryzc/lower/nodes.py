@@ -16,7 +16,7 @@ from ryzc import formats
 from ryzc.bundle.plan import Operand, PackedWeight
 from ryzc.errors import InternalError
 from ryzc.formats import AffineFormat
-from ryzc.lower.planner import Handler, Planner, attribute, kv_spec, logits_stride
+from ryzc.lower.planner import Handle, Handler, Planner, attribute, kv_spec, logits_stride
 from ryzc.lower.weights import Matrix, Produce, by_format, matrices, pack_gated, pack_rows, packed_bytes
 from ryzc.templates.kernels.activations import BLOCK, RECORD_BYTES
 from ryzc.templates.kernels.attention import Attention
@@ -33,7 +33,10 @@ from ryzc.templates.kernels.quantize import Quantize
 from ryzc.templates.kernels.rope_angles import RopeAngles
 from ryzc.templates.kernels.rope_append import RopeAppend
 from ryzc.templates.kernels.select_rows import SelectRows
+from ryzc.templates.kernels.vocab_adjust import VocabAdjust
+from ryzc.templates.kernels.vocab_draw import VocabDraw
 from ryzc.templates.kernels.vocab_max import CHUNK, VocabMax
+from ryzc.templates.kernels.vocab_race import VocabRace
 from ryzc.templates.kernels.vocab_sum import VocabSum, slices
 from ryzc.templates.kernels.vocab_top import VocabTop
 
@@ -397,20 +400,28 @@ def _producer(value: ir.Value) -> ir.Node:
 
 
 def reduce_logits(planner: Planner, logits: ir.Value) -> None:
-    """Phases after the head: the largest logit, the partition sum and the top candidates of each row."""
-    stride = logits_stride(planner.facts.vocab_size)
-    node = _producer(logits)
+    """Phases after the head: adjustments, the largest logit, the partition sum, the top candidates, and a draw."""
+    facts, node = planner.facts, _producer(logits)
+    stride, most = logits_stride(facts.vocab_size), planner.max_candidates
+
+    def buffer(name: str, columns: int) -> Handle:
+        return planner.buffer(name, F32_BYTES * columns, rows=planner.max_rows)
+
+    def call(kernel: Kernel, name: str, *handles: Handle) -> None:
+        planner.call(kernel, name, name, [planner.operand(handle) for handle in handles], node)
+
     planner.phase()
-    chunk_max = planner.buffer("chunk_max", F32_BYTES * (stride // CHUNK), rows=planner.max_rows)
     planner.use(logits)
-    planner.call(VocabMax(stride), "vocab_max", "vocab_max", [planner.operand(chunk_max)], node)
+    chunk_max = buffer("chunk_max", stride // CHUNK)
+    call(VocabAdjust(facts.vocab_size, stride), "vocab_adjust")
+    call(VocabMax(stride), "vocab_max", chunk_max)
     planner.phase()
-    partial = planner.buffer("partial_sums", F32_BYTES * slices(stride), rows=planner.max_rows)
-    operands = [planner.operand(chunk_max), planner.operand(partial)]
-    planner.call(VocabSum(stride), "vocab_sum", "vocab_sum", operands, node)
+    partial, scores, winners = (buffer(name, slices(stride)) for name in ("partial_sums", "scores", "winners"))
+    call(VocabSum(stride), "vocab_sum", chunk_max, partial)
+    call(VocabRace(stride, most), "vocab_race", chunk_max, scores, winners)
     planner.phase()
-    operands = [planner.operand(chunk_max), planner.operand(partial)]
-    planner.call(VocabTop(stride, planner.max_candidates), "vocab_top", "vocab_top", operands, node)
+    call(VocabTop(stride, most), "vocab_top", chunk_max, partial)
+    call(VocabDraw(stride, most), "vocab_draw", chunk_max, scores, winners)
 
 
 def _propagate(planner: Planner, source: ir.Value, result: ir.Value) -> None:

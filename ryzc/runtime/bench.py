@@ -21,7 +21,7 @@ import numpy.typing as npt
 from ryzc.bundle import Bundle
 from ryzc.bundle.plan import Call, KVSpec, Plan
 from ryzc.errors import UsageError
-from ryzc.runtime.pages import PagePool
+from ryzc.runtime.kv import PagePool
 from ryzc.runtime.step import CompiledModel
 
 

@@ -28,30 +28,37 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence as Items
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Items
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ryzc.bundle import Bundle
 from ryzc.errors import ContextError, InternalError, OverloadError, UsageError
-from ryzc.runtime.kv import PagePool, eviction
+from ryzc.runtime import speculation
+from ryzc.runtime.kv import PagePool
+from ryzc.runtime.kv.eviction import get as eviction_policy
 from ryzc.runtime.loading import Loaded, load_parts
 from ryzc.runtime.logprobs import token_logprob
 from ryzc.runtime.metrics import Metrics
 from ryzc.runtime.prompts import Prompt, Prompts
-from ryzc.runtime.request import Delta, Options, Request, Sequence
+from ryzc.runtime.request import Delta, Options, Request, Sequence, TokenLogprob
 from ryzc.runtime.sampling import Sampler
 from ryzc.runtime.scheduler import Part, Scheduler, due_time
+from ryzc.runtime.speculation import Drafter
+from ryzc.runtime.speculation.cost import CostModel
+from ryzc.runtime.speculation.draft_model import DraftModel
+from ryzc.runtime.speculation.speculator import Speculator
 from ryzc.runtime.step import StepResult
-from ryzc.runtime.stream import Bell, Stream
+from ryzc.runtime.stream import Bell, Outbox, Stream
 
 SEQUENCES = 16
 """Sequences that may run together, by default."""
 QUEUE = 256
 """Requests that may wait, by default."""
+PAUSE = 0.002
+"""Seconds before another look, where an evaluation holds the pages that requests wait for."""
 
 
 class Engine:
@@ -68,7 +75,9 @@ class Engine:
             the free memory.
         queue: requests that may wait.
         eviction: which cached prefix goes first, see :mod:`ryzc.runtime.kv.eviction`.
-        prefix_cache: whether requests share what they have in common.
+        speculate: which drafter guesses ahead, see :mod:`ryzc.runtime.speculation`; ``off`` for none. It changes the
+            speed, never an answer.
+        draft: the bundle of a smaller model with the same vocabulary, which guesses instead.
         background: run in a thread of its own; otherwise the steps are taken by whoever reads a stream.
         clock: seconds that never go back.
 
@@ -91,14 +100,17 @@ class Engine:
         weights: str = "auto",
         kv_memory: int | None = None,
         queue: int = QUEUE,
-        eviction_policy: str = "lru",
+        eviction: str = "lru",
+        speculate: str = "auto",
+        draft: Bundle | str | Path | None = None,
         background: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if sequences < 1 or queue < 0:
             raise UsageError(f"{sequences} sequences and a queue of {queue} make no sense")
-        loaded = bundle
-        if not isinstance(loaded, Loaded):
+        if isinstance(bundle, Loaded):
+            loaded = bundle
+        else:
             loaded = load_parts(bundle, context=context, sequences=sequences + 1, threads=threads, weights=weights)
         self.compiled = compiled = loaded.compiled
         self.tokenizer = loaded.tokenizer
@@ -109,7 +121,7 @@ class Engine:
             compiled.page_tokens,
             compiled.page_table,
             copy_page=compiled.copy_page,
-            policy=eviction.get(eviction_policy),
+            policy=eviction_policy(eviction)(compiled.pages),
         )
         self.context = min(compiled.context, compiled.pages * compiled.page_tokens)
         self.scheduler = Scheduler(
@@ -119,6 +131,7 @@ class Engine:
             max_rows=compiled.max_rows,
             rows=range(min(sequences, compiled.max_rows, len(compiled.page_table) - 1) - 1, -1, -1),
         )
+        self._speculator = self._open_speculator(speculate, draft, sequences, threads)
         self._scratch = len(compiled.page_table) - 1
         self._queue = queue
         self._clock = clock
@@ -131,6 +144,21 @@ class Engine:
         if background:
             self._thread = threading.Thread(target=self._work, name="ryzc-engine", daemon=True)
             self._thread.start()
+
+    def _open_speculator(
+        self, speculate: str, draft: Bundle | str | Path | None, sequences: int, threads: int | None
+    ) -> Speculator | None:
+        plan = self.compiled.plan
+        if draft is not None:
+            drafter: Drafter = DraftModel.load(
+                draft, self.compiled.bundle, context=self.context, sequences=sequences, threads=threads
+            )
+        elif speculate == "off":
+            return None
+        else:
+            drafter = speculation.get(speculate)
+        macs = plan.macs_per_token + plan.head_macs
+        return Speculator(drafter, CostModel(head_share=plan.head_macs / macs if macs else 0.0))
 
     # --- callers --------------------------------------------------------------------------------
 
@@ -168,11 +196,9 @@ class Engine:
             raise OverloadError("the engine is closing and takes no more requests", retry_after=5)
         if len(self._inbox) + self.scheduler.waiting >= self._queue + self._idle_rows():
             self.metrics.requests_refused += 1
-            raise OverloadError(
-                f"{self._queue} requests are waiting already", retry_after=self._wait_expected()
-            )
-        request = Request(ids, options, self._clock())
-        stream = Stream(request, None if self._thread else self.step, self._attention.set)
+            raise OverloadError(f"{self._queue} requests are waiting already", retry_after=self._wait_expected())
+        request = Request(ids, options, self._clock(), Outbox())
+        stream = Stream(request, None if self._thread else self._drive, self._attention.set)
         self._inbox.append(request)
         self._attention.set()
         return stream
@@ -263,18 +289,22 @@ class Engine:
             self._attention.clear()
             try:
                 worked = self.step()
-            except Exception:  # noqa: BLE001 - the requests concerned have been told
+            except Exception:
                 worked = True
             if not worked:
                 self._attention.wait(self._patience())
 
     def _patience(self) -> float | None:
-        """Seconds until the next deadline; ``None`` where nobody waits for one."""
-        deadlines = [s.request.deadline for s in self.scheduler.sequences() if s.request.deadline is not None]
-        return max(0.0, min(deadlines) - self._clock()) if deadlines else None
+        """Seconds until there may be something to do; ``None`` where only a caller can bring it."""
+        return PAUSE if self.scheduler.busy else None
+
+    def _drive(self) -> None:
+        """A step, by a reader who needs one."""
+        if not self.step() and self.scheduler.busy:
+            time.sleep(PAUSE)
 
     def step(self) -> bool:
-        """Take one step; whether there was anything to do.
+        """Take one step; whether anything was computed.
 
         Raises:
             Exception: the step failed; the requests in it have ended with an error.
@@ -285,7 +315,7 @@ class Engine:
             self._take_in(now)
             self._end_early(now)
             self.scheduler.admit()
-            parts = self.scheduler.plan()
+            parts = self.scheduler.plan(self._draft if self._speculator else None)
             native = 0.0
             try:
                 if parts:
@@ -298,7 +328,7 @@ class Engine:
                 self._gauge()
             if parts:
                 self.metrics.schedule_seconds.observe(time.perf_counter() - begin - native)
-            return bool(parts) or self.scheduler.busy
+            return bool(parts)
 
     def _take_in(self, now: float) -> None:
         """Turn submitted requests into waiting sequences."""
@@ -339,15 +369,15 @@ class Engine:
         positions: list[int] = []
         sequences: list[int] = []
         rows: list[int] = []
-        candidates = 1
+        candidates = max(1, self._speculator.candidates) if self._speculator else 1
         for part in parts:
             sequence = part.sequence
             if sequence.request.first_step is None:
                 self._begin(sequence.request, part, now)
             part.first_row = len(rows)
-            if part.rows:
+            if part.draws:
                 self._prepare(part)
-                candidates = max(candidates, sequence.sampler.candidates, sequence.request.options.logprobs or 0)
+                candidates = max(candidates, sequence.candidates)
             end = len(tokens) + part.tokens
             tokens += sequence.ids[part.start : part.start + part.tokens - len(part.drafts)]
             tokens += part.drafts
@@ -362,8 +392,8 @@ class Engine:
         self.metrics.steps += 1
         self.metrics.step_seconds.observe(seconds)
         self.metrics.step_tokens.observe(len(tokens))
-        if not np.isfinite(result.row_sum).all():
-            raise InternalError("the model computed logits that are not finite")
+        if self._speculator:
+            self._speculator.measured(len(tokens), len(rows), seconds)
         self._commit(parts, result)
         return seconds
 
@@ -377,18 +407,29 @@ class Engine:
 
     def _prepare(self, part: Part) -> None:
         """Tell native code how to draw in a part's rows; drafts that can never be drawn are left out."""
-        sequence, parameters = part.sequence, self.compiled.row_parameters
-        plain = part.rows - 1 - len(part.drafts)  # rows of the prompt's logprobs, in which nothing is drawn
-        parameters.clear(part.first_row, plain)
-        first = part.first_row + plain
-        prepared = sequence.sampler.prepare(parameters, first, len(sequence.ids), part.drafts)
-        dropped = 1 + len(part.drafts) - prepared
+        first = part.first_row + part.rows - part.draws  # nothing is drawn in rows of the prompt's logprobs
+        sequence = part.sequence
+        dropped = part.draws - sequence.sampler.prepare(
+            self.compiled.row_parameters, first, len(sequence.ids), part.drafts
+        )
         if dropped:
             part.drafts = part.drafts[: len(part.drafts) - dropped]
             part.tokens -= dropped
             part.rows -= dropped
-        if sequence.raw_rows:
-            parameters.clear(part.first_row + part.rows, part.rows)
+            part.draws -= dropped
+
+    def _draft(self, decoding: list[Sequence], most: int) -> list[list[int]]:
+        """Guesses at what follows each sequence, see :class:`ryzc.runtime.scheduler.Drafts`."""
+        speculator = self._speculator
+        assert speculator is not None
+        room = []
+        for sequence in decoding:
+            if sequence.drafting is None:
+                private = bool(sequence.request.options.salt)
+                sequence.drafting = speculator.open(sequence.ids, private=private)
+            end = min(sequence.limit - 1, self.context)
+            room.append(0 if sequence.raw_rows else end - len(sequence.ids))
+        return speculator.draft([s.drafting for s in decoding if s.drafting], room, most=most)
 
     def _commit(self, parts: list[Part], result: StepResult) -> None:
         """Give out what a step drew."""
@@ -396,10 +437,14 @@ class Engine:
         drawn: list[int] = result.drawn.tolist()
         for part in parts:
             sequence = part.sequence
-            if part.rows:
+            if sequence.request.options.prompt_logprobs is not None and part.rows > part.draws:
+                self._tell_prompt(part, result)
+            if part.draws:
                 self._accept(part, drawn, result, now)
             else:
                 sequence.computed = part.start + part.tokens
+            if sequence.row < 0:  # its request has failed
+                continue
             self.scheduler.publish(sequence)
             if sequence.finish_reason is not None:
                 self._retire(sequence, now)
@@ -408,9 +453,7 @@ class Engine:
         """Append a drawn token, and those after it whose drafts were right."""
         sequence = part.sequence
         options = sequence.request.options
-        first = part.first_row + part.rows - 1 - len(part.drafts)
-        if options.prompt_logprobs is not None and first > part.first_row:
-            self._tell_prompt(part, result)
+        first = part.first_row + part.rows - part.draws
         if len(sequence.ids) == sequence.limit:  # only the prompt's logprobs were wanted
             sequence.computed = part.start + part.tokens
             sequence.finish_reason = "length"
@@ -418,18 +461,24 @@ class Engine:
             return
         ids: list[int] = []
         texts: list[str] = []
-        for row in range(first, first + 1 + len(part.drafts)):
+        for row in range(first, first + part.draws):
             id_ = drawn[row]
+            if id_ < 0:
+                self._fail([part], InternalError("every token is forbidden, or the logits are not finite"))
+                return
             ids.append(id_)
             texts.append(sequence.push(id_, self.tokenizer.eos_ids))
             guess = row - first
             if sequence.finish_reason is not None or guess == len(part.drafts) or part.drafts[guess] != id_:
                 break
         sequence.computed = part.start + part.tokens - len(part.drafts) + len(ids) - 1
-        logprobs = ()
+        logprobs: tuple[TokenLogprob, ...] = ()
         if options.logprobs is not None:
             raw = first + (part.rows if sequence.raw_rows else 0)
             logprobs = tuple(token_logprob(result, raw + i, id_, options.logprobs) for i, id_ in enumerate(ids))
+        if sequence.drafting is not None and self._speculator:
+            sequence.drafting.drafted = len(part.drafts)
+            self._speculator.extend(sequence.drafting, ids, result.ids[first : first + part.draws])
         self._count(sequence, len(ids), len(part.drafts), now)
         sequence.request.outbox.put(
             Delta(sequence.index, "".join(texts), tuple(ids), logprobs, sequence.finish_reason), self._bell

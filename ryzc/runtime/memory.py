@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import re
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,6 +32,40 @@ def anonymous(nbytes: int) -> npt.NDArray[np.uint8]:
     raw = np.frombuffer(region, np.uint8)
     start = -raw.ctypes.data % HUGE_PAGE if huge else 0
     return raw[start : start + size]
+
+
+def give_back(region: npt.NDArray[np.uint8], pages: Iterable[int], page_bytes: int) -> int:
+    """Give the memory of some pages of a region of :func:`anonymous` back to the system; they read as zeros then.
+
+    What shares a page of the system with other pages of the region stays.
+
+    Args:
+        region: pages of ``page_bytes`` bytes each.
+        pages: their numbers, ascending.
+
+    Returns:
+        Bytes that were given back.
+    """
+    libc, address, given = ctypes.CDLL(None, use_errno=True), region.ctypes.data, 0
+    for first, end in _runs(pages):
+        start = -(-(address + first * page_bytes) // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = (address + end * page_bytes) // mmap.PAGESIZE * mmap.PAGESIZE - start
+        if size > 0 and not libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_DONTNEED):
+            given += size
+    return given
+
+
+def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """First and one past the last of each run of consecutive numbers."""
+    first = end = None
+    for number in numbers:
+        if number != end:
+            if first is not None and end is not None:
+                yield first, end
+            first = number
+        end = number + 1
+    if first is not None and end is not None:
+        yield first, end
 
 
 def choose(way: str, nbytes: int) -> str:

@@ -31,8 +31,9 @@ def load(
     context: int | None = None,
     threads: int | None = None,
     weights: str = "auto",
+    speculate: str = "auto",
 ) -> Model:
-    """Load a bundle; the arguments are those of :func:`ryzc.runtime.loading.load_parts`.
+    """Load a bundle; the arguments are those of :func:`ryzc.runtime.loading.load_parts` and of :class:`Model`.
 
     Raises:
         BundleError: it is missing, damaged or from another version.
@@ -41,7 +42,7 @@ def load(
     """
     parts = load_parts(path, context=context, sequences=TOGETHER + 1, threads=threads, weights=weights)
     try:
-        return Model(parts.compiled, parts.tokenizer, parts.chat_template)
+        return Model(parts.compiled, parts.tokenizer, parts.chat_template, speculate=speculate)
     except BaseException:
         parts.compiled.close()
         raise
@@ -58,6 +59,7 @@ class Model:
         compiled: the step, with two rows of the page table at least.
         tokenizer: the model's.
         chat_template: Jinja text, or ``None`` where the model has none.
+        speculate: how to guess ahead, see :class:`ryzc.runtime.engine.Engine`.
 
     Attributes:
         compiled, tokenizer: as given.
@@ -65,10 +67,19 @@ class Model:
         context: tokens that prompt and answer may have together.
     """
 
-    def __init__(self, compiled: CompiledModel, tokenizer: Tokenizer, chat_template: str | None = None) -> None:
+    def __init__(
+        self,
+        compiled: CompiledModel,
+        tokenizer: Tokenizer,
+        chat_template: str | None = None,
+        *,
+        speculate: str = "auto",
+    ) -> None:
         self.compiled = compiled
         self.tokenizer = tokenizer
-        self.engine = Engine(Loaded(compiled, tokenizer, chat_template), sequences=TOGETHER, background=False)
+        self.engine = Engine(
+            Loaded(compiled, tokenizer, chat_template), sequences=TOGETHER, background=False, speculate=speculate
+        )
         self.context = self.engine.context
 
     @property

@@ -26,19 +26,22 @@ class Prompts:
         tokenizer: the model's.
         chat_template: Jinja text, or ``None`` where the model has none.
         vocab_size: ids that the model knows, which may be more than the tokenizer's.
+
+    Attributes:
+        template_text: the chat template as given.
     """
 
     def __init__(self, tokenizer: Tokenizer, chat_template: str | None, vocab_size: int) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
-        self._template_text = chat_template
+        self.template_text = chat_template
         self._template: ChatTemplate | None = None
         self._compiling = threading.Lock()
 
     @property
     def has_chat_template(self) -> bool:
         """Whether the model was made for conversations."""
-        return self._template_text is not None
+        return self.template_text is not None
 
     def tokenize(self, prompt: Prompt, *, raw: bool = False, **variables: Any) -> list[int]:
         """The ids of a prompt.
@@ -85,7 +88,7 @@ class Prompts:
         return self._compiled().render(messages, **variables)
 
     def _compiled(self) -> ChatTemplate:
-        if self._template_text is None:
+        if self.template_text is None:
             raise UsageError("this model has no chat template", hint="give it a plain text to continue")
         with self._compiling:
             if self._template is None:
@@ -93,7 +96,7 @@ class Prompts:
 
                 eos = self.tokenizer.eos_ids
                 self._template = ChatTemplate(
-                    self._template_text, self._text_of(self.tokenizer.bos_id), self._text_of(min(eos) if eos else None)
+                    self.template_text, self._text_of(self.tokenizer.bos_id), self._text_of(min(eos) if eos else None)
                 )
             return self._template
 

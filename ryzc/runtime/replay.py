@@ -3,7 +3,7 @@
 A trace is JSON lines. Each has ``timestamp`` (milliseconds from the start), ``input_length`` and ``output_length``
 (tokens), and optionally ``hash_ids``: one number a block of 512 tokens of the prompt, equal numbers standing for equal
 blocks behind equal beginnings. This is the format of the traces that Mooncake published (Qin et al., "Mooncake",
-FAST 2025); further keys are ignored. Prompts are made of pseudo-random tokens, answers are exactly as long as asked for.
+FAST 2025); further keys are ignored. Prompts are made of pseudo-random tokens, answers are exactly as long as asked.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,8 @@ def read(path: Path) -> list[Arrival]:
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(
-                f"{path}, line {number}: {error!r}", hint="a line is an object with timestamp, input_length, output_length"
+                f"{path}, line {number}: {error!r}",
+                hint="a line is an object with timestamp, input_length, output_length",
             ) from error
         if arrival.seconds < 0 or arrival.input_length < 1 or arrival.output_length < 1:
             raise UserError(f"{path}, line {number}: times and lengths must be positive", hint="mend the line")
@@ -179,7 +181,7 @@ def _follow(
     except RyzcError:
         reason = "failed"
     finally:
-        gaps = tuple(b - a for a, b in zip(times, times[1:], strict=False))
+        gaps = tuple(b - a for a, b in pairwise(times))
         outcomes[number] = Outcome(
             stream.usage.prompt_tokens,
             stream.usage.cached_tokens,

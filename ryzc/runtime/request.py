@@ -13,7 +13,7 @@ from ryzc.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from ryzc.runtime.sampling.grammar import Grammar
-    from ryzc.runtime.speculation import DraftState
+    from ryzc.runtime.speculation.speculator import Running
     from ryzc.runtime.stream import Outbox
 
 MAX_PRIORITY = 1000
@@ -210,7 +210,7 @@ class Sequence:
         self.sampler = sampler
         self.detokenizer = tokenizer.stream()
         self.filter = StopFilter(request.options.stop)
-        self.drafting: DraftState | None = None
+        self.drafting: Running | None = None
         self.ids = list(request.prompt)
         self.limit = limit
         self.due = due
@@ -222,6 +222,17 @@ class Sequence:
         self.last_token = 0.0
         self.finish_reason: str | None = None
         self.stop_hit: str | int | None = None
+
+    @property
+    def candidates(self) -> int:
+        """Best tokens that a step has to find in its rows."""
+        return max(self.sampler.candidates, self.request.options.logprobs or 0)
+
+    def stop_drafting(self) -> None:
+        """Forget what a drafter knows of it."""
+        if self.drafting is not None:
+            self.drafting.state.close()
+            self.drafting = None
 
     @property
     def decoding(self) -> bool:
@@ -255,4 +266,3 @@ class Sequence:
             self.stop_hit = self.filter.hit
             return text
         return text + self.filter.flush()
-

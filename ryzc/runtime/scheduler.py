@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import heapq
 from bisect import insort
-from collections.abc import Callable, Sequence as Items
+from collections.abc import Callable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from itertools import count
 from typing import TypeAlias
 
 import numpy as np
 
-from ryzc.errors import InternalError
-from ryzc.runtime.kv import PagePool, PoolFull
+from ryzc.errors import InternalError, PoolFullError
+from ryzc.runtime.kv import PagePool
 from ryzc.runtime.metrics import Metrics
 from ryzc.runtime.request import Sequence
 
@@ -45,6 +46,7 @@ class Part:
         tokens: how many.
         drafts: guesses behind the last token, included in ``tokens``.
         rows: its last tokens whose logits are wanted.
+        draws: how many of these, at their end, draw a token.
         first_row: the first of their rows in the step.
     """
 
@@ -53,6 +55,7 @@ class Part:
     tokens: int
     drafts: Items[int] = ()
     rows: int = 0
+    draws: int = 0
     first_row: int = 0
 
 
@@ -149,6 +152,7 @@ class Scheduler:
 
     def _stop(self, sequence: Sequence) -> None:
         """Take row and pages back."""
+        sequence.stop_drafting()
         self.pool.release(sequence.row)
         self._free_rows.append(sequence.row)
         sequence.row, sequence.held, sequence.computed, sequence.published = -1, 0, 0, 0
@@ -172,10 +176,11 @@ class Scheduler:
     def _grow(self, sequence: Sequence, tokens: int) -> bool:
         """Make room for so many tokens, at the cost of sequences due later; false if it was its own."""
         while tokens > sequence.held:
+            whole = -(-tokens // self.pool.page_tokens) * self.pool.page_tokens
             try:
-                self.pool.resize(sequence.row, tokens)
-                sequence.held = -(-tokens // self.pool.page_tokens) * self.pool.page_tokens
-            except PoolFull:
+                self.pool.resize(sequence.row, whole)
+                sequence.held = whole
+            except PoolFullError:
                 victim = self.running[-1]
                 alone = victim is sequence and len(self.running) == 1
                 if alone:
@@ -202,12 +207,13 @@ class Scheduler:
         """
         parts: list[Part] = []
         decoding = [s for s in self.running if s.decoding]
-        if sum(1 << s.raw_rows for s in decoding) > self.max_rows:  # then they take turns
+        needed = sum(1 << s.raw_rows for s in decoding)
+        if needed > self.max_rows:  # then they take turns
             decoding.sort(key=_last_token)
         prompts = [s for s in self.running if not s.decoding]
         guesses: Items[Items[int]] = ()
         if drafts is not None and decoding and not prompts:
-            guesses = drafts(decoding, min(self.max_rows, self.max_tokens) - len(decoding))
+            guesses = drafts(decoding, max(0, min(self.max_rows, self.max_tokens) - needed))
         room = Room(self.max_tokens, self.max_rows)
         for i, sequence in enumerate(decoding):
             if sequence.row < 0 or room.rows < 1 << sequence.raw_rows:  # it had to give its pages away; no room
@@ -217,7 +223,9 @@ class Scheduler:
                 guess = ()
             if self._grow(sequence, len(sequence.ids) + len(guess)):
                 room.take(1 + len(guess), (1 + len(guess)) << sequence.raw_rows)
-                parts.append(Part(sequence, len(sequence.ids) - 1, 1 + len(guess), guess, 1 + len(guess)))
+                parts.append(
+                    Part(sequence, len(sequence.ids) - 1, 1 + len(guess), guess, 1 + len(guess), 1 + len(guess))
+                )
         if parts:
             room.tokens = min(room.tokens, MIXED_TOKENS)
         if prompts:
@@ -229,7 +237,7 @@ class Scheduler:
         page_tokens = self.pool.page_tokens
         planned: list[Part] = []
         for sequence in prompts:
-            if room.tokens < 1 or room.rows < 2:
+            if room.tokens < 1 or room.rows < 1 << sequence.raw_rows:
                 break
             if sequence.row < 0:
                 continue
@@ -247,7 +255,7 @@ class Scheduler:
             if not self._grow(sequence, sequence.computed + tokens):
                 continue
             last = sequence.computed + tokens == len(sequence.ids)
-            part = Part(sequence, sequence.computed, tokens, (), tokens if every else int(last))
+            part = Part(sequence, sequence.computed, tokens, (), tokens if every else int(last), int(last))
             room.take(tokens, part.rows << sequence.raw_rows)
             parts.append(part)
             planned.append(part)

@@ -28,6 +28,7 @@ from ryzc.bundle.plan import Plan
 from ryzc.errors import BundleError, ContextError, UsageError
 from ryzc.runtime import memory
 from ryzc.runtime.neighbours import Neighbours
+from ryzc.runtime.sampling.rows import RowParameters
 
 I32: TypeAlias = npt.NDArray[np.int32]
 F32: TypeAlias = npt.NDArray[np.float32]
@@ -45,7 +46,9 @@ class StepResult:
         logits: ``float32 [R, C]``, their logits.
         row_max: ``float32 [R]``, the largest logit.
         row_sum: ``float32 [R]``, sum of ``exp(logit - row_max)`` over the vocabulary.
-        all_logits: ``float32 [R, V]``, a view.
+        all_logits: ``float32 [R, V]``, a view. Where a row's parameters adjust or mask logits, these and all
+            of the above are the adjusted ones.
+        drawn: ``int32 [R]``, the token drawn from each row; -1 where its largest logit is not finite.
     """
 
     ids: I32
@@ -53,6 +56,7 @@ class StepResult:
     row_max: F32
     row_sum: F32
     all_logits: F32
+    drawn: I32
 
     def full(self, row: int) -> F32:
         """The logits of a row over the whole vocabulary, ``float32 [V]``, a view."""
@@ -75,6 +79,7 @@ class CompiledModel:
     Attributes:
         threads: as asked for; steps take fewer while other processes use the CPUs.
         weights: how they are held, ``map`` or ``copy``.
+        row_parameters: how the rows of the next step are drawn from; a step uses them up.
 
     Raises:
         BundleError, TargetError, UsageError.
@@ -119,7 +124,9 @@ class CompiledModel:
         self._ids = np.zeros((plan.max_rows, plan.max_candidates), np.int32)
         self._best = np.zeros((plan.max_rows, plan.max_candidates), np.float32)
         self._row_max, self._row_sum = (np.zeros(plan.max_rows, np.float32) for _ in range(2))
+        self._drawn = np.zeros(plan.max_rows, np.int32)
         self._logits = self._find_logits()
+        self.row_parameters = RowParameters(plan.max_rows, plan.logits_stride)
         self._context = memory.anonymous(abi.SIZE)
         pointers = self._set_up_context()
         self._neighbours = Neighbours(self.threads, cpu.topology.usable)
@@ -169,12 +176,23 @@ class CompiledModel:
             "candidate_logits": self._best,
             "row_max": self._row_max,
             "row_sum": self._row_sum,
+            "row_parameters": self.row_parameters.records,
+            "token_masks": self.row_parameters.masks,
+            "drawn": self._drawn,
         }
         for name, array in pointers.items():
             self._set(name, array.ctypes.data)
         self._set("spin", SPIN_PAUSES)
         self._set("page_table_stride", self.page_table.shape[1])
+        self._bind_adjustments()
         return list(pointers.values())
+
+    def _bind_adjustments(self) -> None:
+        rows = self.row_parameters
+        for name, array in (("ids", rows.ids), ("factors", rows.factors), ("offsets", rows.offsets)):
+            self._set(f"adjustment_{name}", array.ctypes.data)
+        self._set("adjustment_capacity", len(rows.ids))
+        self._bound = rows.generation
 
     def step(
         self,
@@ -200,7 +218,12 @@ class CompiledModel:
             ContextError: where a token does not fit into the context or its page is not in the pool.
             UsageError: where an argument is out of range.
         """
-        batch = self._checked(tokens, positions, sequences, rows, candidates)
+        try:
+            return self._stepped(self._checked(tokens, positions, sequences, rows, candidates), candidates)
+        finally:
+            self.row_parameters.clear()
+
+    def _stepped(self, batch: tuple[npt.NDArray[np.int64], ...], candidates: int) -> StepResult:
         with self._lock:
             if not self._finalizer.alive:
                 raise UsageError("the model is closed")
@@ -212,6 +235,8 @@ class CompiledModel:
             self._set("token_count", count)
             self._set("row_count", len(wanted))
             self._set("candidate_count", candidates)
+            if self.row_parameters.generation != self._bound:
+                self._bind_adjustments()
             self._set("threads", self._neighbours.threads())
             self._step(self._address)
             self._neighbours.stepped()
@@ -222,6 +247,7 @@ class CompiledModel:
             self._row_max[:r],
             self._row_sum[:r],
             self._logits[:r, : self.vocab_size],
+            self._drawn[:r],
         )
 
     def _checked(
@@ -242,6 +268,9 @@ class CompiledModel:
             )
         if not 1 <= candidates <= self.max_candidates:
             raise UsageError(f"{candidates} candidates: 1 to {self.max_candidates} are possible")
+        needed = self.row_parameters.most_candidates(len(r))
+        if candidates < needed <= self.max_candidates:
+            raise UsageError(f"a row is drawn from its {needed} best tokens, but the step finds {candidates}")
         if t.min() < 0 or t.max() >= self.vocab_size:
             raise UsageError(f"token ids must be in 0 .. {self.vocab_size - 1}")
         if s.min() < 0 or s.max() >= len(self.page_table):

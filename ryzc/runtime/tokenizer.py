@@ -102,6 +102,11 @@ class Tokenizer:
         text = b"".join(self.piece(id_, special=special) for id_ in ids).decode(errors="replace")
         return text.removeprefix(" ") if self._add_space_prefix else text
 
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token as ``tokenizer.json`` spells it."""
+        vocabulary: dict[str, int] = self._encoder.get_vocab(with_added_tokens=True)
+        return vocabulary
+
     def stream(self, *, special: bool = False) -> Detokenizer:
         """A decoder for ids that come one by one, as the continuation of a text."""
         return Detokenizer(self, special)
@@ -115,6 +120,11 @@ class Tokenizer:
         if piece is None:
             piece = self._pieces[id_] = self._spell(id_)
         return piece
+
+    def is_control(self, id_: int) -> bool:
+        """Whether an id is a control token, which stands for no text."""
+        added = self._added.get(id_)
+        return added is not None and bool(added.special)
 
     def _spell(self, id_: int) -> bytes:
         token: str | None = self._encoder.id_to_token(id_) if 0 <= id_ < self.vocab_size else None

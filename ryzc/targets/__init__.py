@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from ryzc.errors import TargetError
 from ryzc.targets.cpu import OVERRIDE, Cpu, detect
 from ryzc.targets.table import TARGETS, Target, find
-from ryzc.targets.topology import Core, Domain, Package, Topology, default_threads, free_memory
+from ryzc.targets.topology import Core, Domain, Package, Topology, default_threads, free_memory, spare_memory
 
 __all__ = [
     "OVERRIDE",
@@ -28,6 +28,7 @@ __all__ = [
     "get",
     "names",
     "runnable",
+    "spare_memory",
 ]
 
 

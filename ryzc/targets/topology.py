@@ -179,17 +179,39 @@ def free_memory(root: Path = Path("/")) -> int | None:
 
     Caches count as free. A cgroup's limit counts whole, whatever is used of it.
     """
-    found = [
-        int(words[1]) << 10
-        for line in (_text(root / "proc/meminfo") or "").splitlines()
-        if (words := line.split())[:1] == ["MemAvailable:"]
-    ]
+    found = [] if (available := _field(root / "proc/meminfo", "MemAvailable:")) is None else [available << 10]
     for group in _cgroups(root, "memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
             limit = _number(group / name)
             if limit >= 0:
                 found.append(limit)
     return min(found, default=None)
+
+
+def spare_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that this process can fill now, on top of what it and its cgroups hold; ``None`` where the system doesn't
+    tell. May be negative. File pages that the system can drop count as spare.
+    """
+    found = [] if (available := _field(root / "proc/meminfo", "MemAvailable:")) is None else [available << 10]
+    for group in _cgroups(root, "memory"):
+        for limits, usage, droppable in (
+            (("memory.max", "memory.high"), "memory.current", "inactive_file"),
+            (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            used = _number(group / usage)
+            if used >= 0:
+                used -= _field(group / "memory.stat", droppable) or 0
+                found += [limit - used for name in limits if (limit := _number(group / name)) >= 0]
+    return min(found, default=None)
+
+
+def _field(path: Path, name: str) -> int | None:
+    """The number that follows a name in a file of such lines."""
+    for line in (_text(path) or "").splitlines():
+        words = line.split()
+        if words[:1] == [name] and words[1:] and words[1].isdecimal():
+            return int(words[1])
+    return None
 
 
 def _cgroups(root: Path, controller: str) -> Iterator[Path]:

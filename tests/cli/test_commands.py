@@ -113,7 +113,7 @@ def test_run_imports_no_compiler(chat_bundle: Path) -> None:
     result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     loaded = set(result.stderr.split())
     assert not loaded & {"onnx", "onnx_ir", "llvmlite", "rich", "platformdirs", "safetensors", "ryzc.lower"}
-    assert "ryzc.runtime.engine" in loaded
+    assert "ryzc.runtime.model" in loaded
 
 
 @pytest.mark.skipif(targets.get("native").name == "x86-64-v3", reason="there is no lesser CPU than this one")

@@ -19,9 +19,9 @@ CONTEXT = 1024
 FILL = """
 import sys
 from ryzc.cli import _memory, run
-from ryzc.runtime import chat, engine
+from ryzc.runtime import chat, model as runtime
 bundle, way, context = sys.argv[1], sys.argv[2], int(sys.argv[3])
-with engine.load(bundle, context=context, weights=way, threads=2) as model:
+with runtime.load(bundle, context=context, weights=way, threads=2) as model:
     start = _memory.resident()
     answer = model.generate([5 + i % 100 for i in range(context - 2)], max_tokens=3, temperature=0, raw=True)
     assert len(list(answer)) <= 3 and answer.prompt_tokens == context - 2

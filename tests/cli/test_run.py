@@ -28,6 +28,9 @@ class Terminal:
 
         def load(path: Path, **options: Any) -> Model:
             self.loaded = {"path": path, **options}
+            self.monkeypatch.setattr(
+                model, "close", model.compiled.close
+            )
             return model
 
         self.monkeypatch.setattr("ryzc.runtime.model.load", load)
@@ -63,7 +66,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
 def test_one_prompt(terminal: Terminal) -> None:
     model, step = scripted("hello", prompt=8)
-    model._template_text = TEMPLATE
+    model.engine.prompts.template_text = TEMPLATE
     step.prompt_length = len(model.tokenize("x"))
     terminal.use(model, step)
     assert terminal.run("x", "--temp", "0", "-c", "32", "-t", "3") == (0, "hello\n", "")

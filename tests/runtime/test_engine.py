@@ -91,7 +91,8 @@ OPERATIONS = st.lists(st.one_of(ASKS, ASKS, STEPS, STEPS, CANCELS), min_size=3, 
 
 def drain(engine: Engine, asks: list[tuple[Ask, Stream]]) -> None:
     """Run until all have ended, checking the pool after every step."""
-    while engine.step():
+    while engine.scheduler.busy or engine.step():
+        engine.step()
         engine.pool.check_integrity()
     for ask, stream in asks:
         ask.deltas += list(stream)
@@ -106,12 +107,19 @@ def alone(ask: Ask) -> Ask:
 
 
 @settings(max_examples=150)
-@given(OPERATIONS, st.integers(16, 40), st.integers(2, 6), st.integers(2, 9), st.integers(2, 8))
+@given(
+    OPERATIONS,
+    st.integers(16, 40),
+    st.integers(2, 6),
+    st.integers(2, 9),
+    st.integers(2, 8),
+    st.sampled_from(["off", "auto", "lookup", "recycling"]),
+)
 def test_a_storm_changes_no_answer(
-    operations: list[Any], pages: int, sequences: int, max_tokens: int, max_rows: int
+    operations: list[Any], pages: int, sequences: int, max_tokens: int, max_rows: int, speculate: str
 ) -> None:
     step = ToyStep(sequences=sequences + 1, pages=pages, max_tokens=max(max_tokens, max_rows), max_rows=max_rows)
-    engine, _ = toy_engine(step, sequences=sequences)
+    engine, _ = toy_engine(step, sequences=sequences, speculate=speculate)
     asks: list[tuple[Ask, Stream]] = []
     for operation in operations:
         if isinstance(operation, Ask):
@@ -294,7 +302,14 @@ def test_what_does_not_fit_is_refused() -> None:
     assert engine.context == 32
     with pytest.raises(ContextError, match="33 tokens, but the context has 32"):
         engine.submit([FIRST_LETTER] * 33)
-    for options in ({"n": 0}, {"max_tokens": -1}, {"stop": ("",)}, {"timeout": 0}, {"priority": 10**6}, {"logprobs": -1}):
+    for options in (
+        {"n": 0},
+        {"max_tokens": -1},
+        {"stop": ("",)},
+        {"timeout": 0},
+        {"priority": 10**6},
+        {"logprobs": -1},
+    ):
         with pytest.raises(UsageError):
             engine.submit([FIRST_LETTER], **options)
     with pytest.raises(TypeError):

@@ -15,8 +15,8 @@ import pytest
 
 from ryzc.compiler import build
 from ryzc.runtime import neighbours
+from ryzc.runtime.kv import PagePool
 from ryzc.runtime.neighbours import TICKS, Neighbours, Sample, read, suitable
-from ryzc.runtime.pages import PagePool
 from ryzc.runtime.step import CompiledModel
 
 

@@ -238,6 +238,39 @@ def test_free_memory_of_cgroup_1(tmp_path: Path) -> None:
     assert topology.free_memory(tmp_path) == 4096
 
 
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 8 << 20),
+        ({"memory.max": "6000000", "memory.current": "1000000"}, 5_000_000),
+        ({"memory.max": "max", "memory.high": "3000000", "memory.current": "1000000"}, 2_000_000),
+        ({"memory.max": "max", "memory.high": "max", "memory.current": "1000000"}, 8 << 20),
+        (
+            {"memory.max": "6000000", "memory.current": "5000000", "memory.stat": "anon 1\ninactive_file 900000\n"},
+            1_900_000,
+        ),
+        ({"memory.max": "6000000", "memory.current": "7000000", "memory.stat": "inactive_file x\n"}, -1_000_000),
+        ({"memory.max": "6000000"}, 8 << 20),
+    ],
+)
+def test_spare_memory(tmp_path: Path, files: dict[str, str], expected: int) -> None:
+    assert topology.spare_memory(tmp_path) is None
+    write(tmp_path / "proc/meminfo", "MemTotal: 99999 kB\nMemAvailable:    8192 kB\n")
+    write(tmp_path / "proc/self/cgroup", "0::/outer/job\n")
+    for name, text in files.items():
+        write(tmp_path / "sys/fs/cgroup/outer" / name, text)
+    assert topology.spare_memory(tmp_path) == expected
+
+
+def test_spare_memory_of_cgroup_1(tmp_path: Path) -> None:
+    write(tmp_path / "proc/self/cgroup", "5:memory:/job\n4:cpu:/other\n")
+    group = tmp_path / "sys/fs/cgroup/memory/job"
+    write(group / "memory.limit_in_bytes", "4096")
+    write(group / "memory.usage_in_bytes", "3000")
+    write(group / "memory.stat", "inactive_file 7\ntotal_inactive_file 1000\n")
+    assert topology.spare_memory(tmp_path) == 2096
+
+
 def test_this_machine() -> None:
     found = topology.read()
     assert found.usable == os.sched_getaffinity(0)

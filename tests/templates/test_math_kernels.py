@@ -100,6 +100,16 @@ def test_exp_is_clamped(target: str) -> None:
 
 
 @for_every_isa
+def test_log(target: str) -> None:
+    """Relative also near one, where the logarithm itself goes to zero."""
+    rng = np.random.default_rng(4)
+    parts = [2.0 ** rng.uniform(-126, 127, 40000), np.linspace(0.4, 2.1, 40000), 1 + rng.normal(size=16000) * 1e-4]
+    x = np.concatenate([*parts, [1.0] * 16]).astype(np.float32)
+    expected = np.log(x.astype(np.float64))
+    close(apply(target, "log", x), expected, 2e-7 * np.abs(expected))
+
+
+@for_every_isa
 def test_reciprocal(target: str) -> None:
     rng = np.random.default_rng(3)
     x = np.concatenate([np.linspace(1, 4, 30000), 2.0 ** rng.uniform(0, 125, 30000)]).astype(np.float32)

@@ -22,10 +22,10 @@ from llvmlite import ir
 
 from ryzc.bundle import abi
 from ryzc.codegen.isa import Isa
-from ryzc.codegen.vector import I32, I64, PTR, Function, Value
+from ryzc.codegen.vector import F32, I32, I64, PTR, Function, Value
 from ryzc.errors import UnsupportedError
 
-_TYPES = {"i32": I32, "i64": I64, "ptr": PTR}
+_TYPES = {"f32": F32, "i32": I32, "i64": I64, "ptr": PTR}
 
 
 class Kernel(ABC):
@@ -77,6 +77,13 @@ def context_field(fn: Function, name: str) -> Value:
     """A member of the step's context, loaded."""
     member = abi.BY_NAME[name]
     return fn.load(_TYPES[member.type], fn.args["context"], member.offset, align=8)
+
+
+def row_field(fn: Function, row: Value, name: str) -> Value:
+    """A member of the parameters of a row of logits, loaded."""
+    member = abi.ROW_BY_NAME[name]
+    record = fn.at(context_field(fn, "row_parameters"), row * abi.ROW_SIZE)
+    return fn.load(_TYPES[member.type], record, member.offset, align=4)
 
 
 def share(fn: Function, items: Value | int) -> tuple[Value, Value]:

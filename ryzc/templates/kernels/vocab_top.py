@@ -1,7 +1,7 @@
 """The best candidates of a row of logits, its largest logit and its partition sum.
 
 Each candidate is the first largest element of the first largest chunk. It is taken out of the row by
-writing -inf over it, and all are put back at the end, so the logits stay as the head wrote them.
+writing -inf over it, and all are put back at the end, so the logits and their maxima stay as they were.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ class VocabTop(Kernel):
             with fn.loop(0, wanted) as c:
                 index = wanted - 1 - c.index
                 token = fn.load(I32, ids, index << 2, align=4).to_int(I64)
-                fn.store(fn.load(F32, best, index << 2, align=4), base, token << 2, align=4)
+                value, at = fn.load(F32, best, index << 2, align=4), (token // CHUNK) << 2
+                fn.store(value, base, token << 2, align=4)
+                fn.store(fn.load(F32, chunk_max, at, align=4).maximum(value), chunk_max, at, align=4)
         fn.finish()
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ryzc.errors import ContextError, InternalError
-from ryzc.runtime.pages import PagePool
+from ryzc.runtime.kv import PagePool
 
 
 def pool(pages: int = 6, sequences: int = 2, row: int = 4) -> tuple[PagePool, np.ndarray]:
