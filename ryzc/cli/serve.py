@@ -151,4 +151,7 @@ def open_engine(wanted: Entry, config: Config) -> Engine:
         weights=WEIGHTS[config.mmap],
         kv_memory=wanted.kv_memory,
         queue=config.max_queue,
+        eviction=config.eviction,
+        speculate=config.speculate,
+        draft=config.draft,
     )

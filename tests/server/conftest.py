@@ -40,7 +40,7 @@ CHATML = (
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model whose template knows tools and thoughts."""
-    return tiny_chat.write(tmp_path_factory.mktemp("server") / "tiny.ryzc", template=CHATML)
+    return tiny_chat.write(tmp_path_factory.mktemp("server") / "tiny.ryzc", template=CHATML, context=2048)
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,8 @@ class Config:
         None, "Map the weights' file, or copy it into huge pages; by default a copy if memory allows."
     )
     kv_memory: int | None = _set(None, "Memory for keys and values of one model, e.g. 2G.", bytes_=True)
-    speculate: str = _set("auto", "Speculative decoding: auto, off, or the name of a drafter.")
+    eviction: str = _set("lru", "Which cached prefix goes first when memory is short.")
+    speculate: str = _set("auto", "Drafter that guesses ahead; off for none. It changes the speed, never an answer.")
     draft: Path | None = _set(None, "Bundle of a small model that drafts.")  # noqa: RUF009 - a field
     model_memory: int | None = _set(
         None,

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ryzc.runtime.server import constraints
 from ryzc.runtime.server.errors import ApiError, unsupported, wrong
 from ryzc.runtime.server.tools import Call, Parser, Tool, generic
 
@@ -136,10 +135,10 @@ def _check(conversation: Conversation) -> None:
 def _grammar(conversation: Conversation, model: Loaded) -> object | None:
     if conversation.forced:
         one = conversation.choice.startswith("=")
-        lark = model.family.grammar(conversation.callable, conversation.parallel and not one)
-        return constraints.lark(lark, model, "tools")
+        lark = model.family.grammar(conversation.callable, conversation.parallel and not one, model.constraints.mark)
+        return model.constraints.lark(lark, "tools")
     if conversation.schema is not None:
-        return constraints.json_schema(conversation.schema, model, "response_format")
+        return model.constraints.json_schema(conversation.schema, "response_format")
     return None
 
 

@@ -15,6 +15,7 @@ from ryzc.bundle import Bundle
 from ryzc.errors import RyzcError
 from ryzc.runtime.chat import ChatTemplate
 from ryzc.runtime.server.backend import Engine
+from ryzc.runtime.server.constraints import Constraints
 from ryzc.runtime.server.errors import ApiError
 from ryzc.runtime.server.log import log
 from ryzc.runtime.server.tools import Family, family_for
@@ -38,6 +39,7 @@ class Loaded:
         family: how it calls tools.
         thinks: whether its template knows thoughts.
         defaults: sampling that its makers recommend.
+        constraints: compiles grammars for it.
         leases: requests that use it now.
     """
 
@@ -56,6 +58,7 @@ class Loaded:
         self.family: Family = family_for(self.template_text or "")
         self.thinks = "</think>" in (self.template_text or "")
         self.defaults = _defaults(bundle)
+        self.constraints = Constraints(tokenizer, self.vocab_size)
         self.leases = 0
         first = tokenizer.encode("")[:1]
         self._first = first if first == [tokenizer.bos_id] else []

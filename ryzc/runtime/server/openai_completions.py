@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
-from ryzc.runtime.server import constraints, sse
+from ryzc.runtime.server import sse
 from ryzc.runtime.server.backend import Delta, TokenLogprob
 from ryzc.runtime.server.errors import wrong
 from ryzc.runtime.server.fields import SamplingFields, StreamOptions, stops
@@ -95,7 +95,7 @@ def _encode(prompt: str | list[int], model: Loaded) -> list[int]:
 
 def _submission(service: Service, body: CompletionFields, ids: list[int], model: Loaded) -> Submission:
     schema = wanted_schema(body.response_format)
-    grammar = None if schema is None else constraints.json_schema(schema, model, "response_format")
+    grammar = None if schema is None else model.constraints.json_schema(schema, "response_format")
     return service.submission(
         ids,
         body,

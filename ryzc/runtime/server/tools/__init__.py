@@ -1,7 +1,8 @@
 """Tool calls: how each family of models writes them. A family is one file here, found by its name.
 
 A family's file has ``matches(template)``, which says whether a chat template is of this family; ``Parser``, which
-finds calls in what the model says; and ``grammar(tools, required, parallel)``, a Lark grammar of nothing but calls.
+finds calls in what the model says; and ``grammar(tools, parallel, mark)``, a Lark grammar of nothing but calls, whose
+marks ``mark`` writes.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Family:
 
     name: str
     parser: Callable[[], Parser]
-    grammar: Callable[[Sequence[Tool], bool], str]
+    grammar: Callable[[Sequence[Tool], bool, Callable[[str], str]], str]
     prompted: bool
     """Whether the tools must be explained in a message, since the chat template does not."""
 
@@ -119,6 +120,14 @@ def object_rule(tool: Tool, arguments: str = "arguments") -> str:
     """Lark: ``{"name": NAME, "arguments": {...}}`` of one tool."""
     head = json.dumps('{"name": ' + json.dumps(tool["name"]) + ', "' + arguments + '": ')
     return f'{head} %json {json.dumps(schema(tool))} "}}"'
+
+
+def calls_rule(tools: Sequence[Tool], parallel: bool, between: str, arguments: str = "arguments") -> str:
+    """Lark: the rule ``calls``, one call of one of the tools, or several with a text between them."""
+    rules = "\n".join(f"call_{i}: {object_rule(tool, arguments)}" for i, tool in enumerate(tools))
+    any_ = " | ".join(f"call_{i}" for i in range(len(tools)))
+    more = f" ({json.dumps(between)} call)*" if parallel else ""
+    return f"calls: call{more}\ncall: {any_}\n{rules}\n"
 
 
 class Marked:

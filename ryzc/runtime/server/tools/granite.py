@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from ryzc.runtime.server.tools import Found, Marked, Tool, calls_of, object_rule
+from ryzc.runtime.server.tools import Found, Marked, Tool, calls_of, calls_rule
 
 _MARK = "<|tool_call|>"
 
@@ -29,9 +29,6 @@ class Parser(Marked):
         return list(calls) if calls else [held] if held else []
 
 
-def grammar(tools: Sequence[Tool], parallel: bool) -> str:
-    """One call of one of the tools, or several; the mark is a control token."""
-    rules = "\n".join(f"call_{i}: {object_rule(tool)}" for i, tool in enumerate(tools))
-    any_ = " | ".join(f"call_{i}" for i in range(len(tools)))
-    more = ' (", " call)*' if parallel else ""
-    return f'start: <|tool_call|> "[" call{more} "]"\ncall: {any_}\n{rules}\n'
+def grammar(tools: Sequence[Tool], parallel: bool, mark: Callable[[str], str]) -> str:
+    """One call of one of the tools, or several."""
+    return f'start: {mark(_MARK)} "[" calls "]"\n' + calls_rule(tools, parallel, ", ")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from ryzc.runtime.server.tools import Marked, Tool, object_rule
+from ryzc.runtime.server.tools import Marked, Tool, calls_rule
 
 
 def matches(template: str) -> bool:
@@ -19,9 +19,8 @@ class Parser(Marked):
         super().__init__("<tool_call>", "</tool_call>")
 
 
-def grammar(tools: Sequence[Tool], parallel: bool) -> str:
+def grammar(tools: Sequence[Tool], parallel: bool, mark: Callable[[str], str]) -> str:
     """One call of one of the tools, or several."""
-    rules = "\n".join(f"call_{i}: {object_rule(tool)}" for i, tool in enumerate(tools))
-    any_ = " | ".join(f"call_{i}" for i in range(len(tools)))
-    more = ' ("\\n" call)*' if parallel else ""
-    return f'start: call{more}\ncall: "<tool_call>\\n" ({any_}) "\\n</tool_call>"\n{rules}\n'
+    begin, end = mark("<tool_call>"), mark("</tool_call>")
+    more = ' ("\\n" one)*' if parallel else ""
+    return f'start: one{more}\none: {begin} "\\n" calls "\\n" {end}\n' + calls_rule(tools, False, "")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from ryzc.runtime.server.tools import Found, Tool, calls_of, object_rule
+from ryzc.runtime.server.tools import Found, Tool, calls_of, calls_rule
 
 _TAG = "<|python_tag|>"
 
@@ -40,9 +40,6 @@ class Parser:
         return list(calls) if calls else [text] if text else []
 
 
-def grammar(tools: Sequence[Tool], parallel: bool) -> str:
+def grammar(tools: Sequence[Tool], parallel: bool, mark: Callable[[str], str]) -> str:
     """One call of one of the tools, or several."""
-    rules = "\n".join(f"call_{i}: {object_rule(tool, 'parameters')}" for i, tool in enumerate(tools))
-    any_ = " | ".join(f"call_{i}" for i in range(len(tools)))
-    more = ' ("; " call)*' if parallel else ""
-    return f"start: call{more}\ncall: {any_}\n{rules}\n"
+    return "start: calls\n" + calls_rule(tools, parallel, "; ", "parameters")

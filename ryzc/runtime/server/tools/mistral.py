@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from ryzc.runtime.server.tools import Call, Found, Tool, calls_of, object_rule, overlap
+from ryzc.runtime.server.tools import Call, Found, Tool, calls_of, calls_rule, overlap
 
 _MARK = "[TOOL_CALLS]"
 _NAMED = re.compile(r"\s*([A-Za-z0-9_.-]+)(?:\[CALL_ID\][A-Za-z0-9]+)?\s*(?:\[ARGS\])?\s*(?=\{)")
@@ -63,9 +63,6 @@ def _read(text: str) -> list[Call]:
     return calls
 
 
-def grammar(tools: Sequence[Tool], parallel: bool) -> str:
-    """One call of one of the tools, or several; the mark is a control token."""
-    rules = "\n".join(f"call_{i}: {object_rule(tool)}" for i, tool in enumerate(tools))
-    any_ = " | ".join(f"call_{i}" for i in range(len(tools)))
-    more = ' (", " call)*' if parallel else ""
-    return f'start: <[TOOL_CALLS]> "[" call{more} "]"\ncall: {any_}\n{rules}\n'
+def grammar(tools: Sequence[Tool], parallel: bool, mark: Callable[[str], str]) -> str:
+    """One call of one of the tools, or several."""
+    return f'start: {mark(_MARK)} "[" calls "]"\n' + calls_rule(tools, parallel, ", ")
