@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,11 @@ def test_every_setting_is_an_option_of_the_command() -> None:
 def test_a_server_without_models_is_refused() -> None:
     result = CliRunner().invoke(command, [])
     assert isinstance(result.exception, UsageError)
+
+
+def test_without_the_extra_it_says_what_to_install(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "ryzc.runtime.server.process", raising=False)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    result = CliRunner().invoke(command, [str(bundle)])
+    assert isinstance(result.exception, UsageError)
+    assert result.exception.hint == "pip install 'ryzc[serve]'"
