@@ -139,7 +139,10 @@ def test_metrics_agree_with_what_a_client_counts(url: str, client: openai.OpenAI
 
 
 def test_embedded_nulls_and_strange_texts(url: str) -> None:
+    kind = {"content-type": "application/json"}
     for text in ("\0", "\ud800", "🙂" * 20, "<|im_end|>", "\u2028"):
-        body = json.dumps({"messages": [{"role": "user", "content": text}], "max_tokens": 3})
-        answer = httpx.post(f"{url}/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+        body: dict[str, Any] = {"messages": [{"role": "user", "content": text}]}
+        prompt = httpx.post(f"{url}/apply-template", content=json.dumps(body), headers=kind).json()["prompt"]
+        assert text.replace("\ud800", "\ufffd") in prompt
+        answer = httpx.post(f"{url}/v1/chat/completions", content=json.dumps(body | {"max_tokens": 3}), headers=kind)
         assert answer.status_code == 200, answer.text

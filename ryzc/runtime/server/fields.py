@@ -7,6 +7,7 @@ answer of this server (:data:`HARMLESS`) is taken and left alone.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -21,6 +22,8 @@ HARMLESS = frozenset(
     )
 )  # fmt: skip
 """Bookkeeping and hints about speed; null is taken for any field as "not given"."""
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 MAX_DEPTH = 64
 """Levels of a body; a deeper one serves nobody but attackers."""
@@ -99,6 +102,8 @@ def parse(data: bytes) -> Any:
         raise ApiError(400, f"the body is no JSON: {error}", code="invalid_json") from None
     if _deeper(document, MAX_DEPTH):
         raise ApiError(400, f"the body is nested more than {MAX_DEPTH} levels deep", code="invalid_json")
+    if b"\\ud" in data or b"\\uD" in data:  # halves of characters are no text
+        document = json.loads(_SURROGATES.sub("\ufffd", json.dumps(document, ensure_ascii=False)))
     return document
 
 
