@@ -116,7 +116,7 @@ ENGINE: Sequence[Definition] = (
         "counter",
         "Drafted tokens accepted.",
         lambda m: m.drafts_accepted,
-        panel="Drafts accepted",
+        panel="Accepted",
     ),
     Definition("steps_total", "counter", "Native steps.", lambda m: m.steps, panel="Steps", unit="ops"),
     Definition(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -34,7 +35,12 @@ def serve(config: Config, entries: Sequence[Entry], load: Callable[[Entry], Engi
         UserError: the first model cannot be loaded, or the address is taken.
     """
     log.level, log.form = config.log_level, config.log_format
+    sys.setswitchinterval(SWITCH)
     asyncio.run(_serve(config, entries, load, budget))
+
+
+SWITCH = 0.0005
+"""Seconds after which the event loop gives way to the engine's thread, which comes back from native code every step."""
 
 
 async def _serve(config: Config, entries: Sequence[Entry], load: Callable[[Entry], Engine], budget: int | None) -> None:
