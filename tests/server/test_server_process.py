@@ -76,7 +76,8 @@ def test_an_idle_connection_does_not_hold_it(process: Process) -> None:
         assert time.monotonic() - begin < 3
 
 
-def test_a_second_signal_ends_at_once(process: Process) -> None:
+def test_a_second_signal_ends_at_once(bundle: Path) -> None:
+    process = Process(bundle, 0.5)
     with httpx.stream("POST", f"{process.url}/v1/chat/completions", json={**BODY, "stream": True}) as answer:
         next(answer.iter_lines())
         process.process.send_signal(signal.SIGTERM)

@@ -110,6 +110,7 @@ class Server(uvicorn.Server):
         finally:
             for number in numbers:
                 loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_IGN)  # all is answered: the process ends by itself, with 0
 
     def stop(self) -> None:
         """Accept nothing more and end when all is answered; called again, end now."""
