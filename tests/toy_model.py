@@ -59,7 +59,9 @@ class ToyStep:
         self.page_table = np.zeros((sequences, per_sequence), np.int32)
         self.row_parameters = RowParameters(max_rows, 128)
         self.pool = np.full((self.pages, self.page_tokens), -1, np.int64)
-        self.plan = SimpleNamespace(context_length=256, macs_per_token=9, head_macs=1)
+        self.plan = SimpleNamespace(
+            context_length=256, macs_per_token=9, head_macs=1, kv=SimpleNamespace(page_bytes=64)
+        )
         self.target, self.threads, self.weights = SimpleNamespace(name="toy"), 1, "copy"
         self.script = list(script)
         """Where it is not empty: the tokens that follow the prompt, whatever it is."""
@@ -103,8 +105,17 @@ class ToyStep:
         top = logits.max(axis=1, initial=-np.inf)
         sums = np.exp(logits - top[:, None]).sum(axis=1, dtype=np.float32)
         return StepResult(
-            order, np.take_along_axis(logits, order, axis=1), top, sums, logits, np.array(drawn, np.int32)
+            order,
+            np.take_along_axis(logits, order, axis=1),
+            top,
+            sums,
+            logits,
+            np.array(drawn, np.int32),
+            1e-3 + 1e-4 * len(tokens),
         )
+
+    def give_back(self, pages: Sequence[int]) -> None:
+        self.pool[list(pages)] = -1
 
     def copy_page(self, source: int, target: int) -> None:
         self.pool[target] = self.pool[source]

@@ -31,15 +31,20 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ryzc import targets
 from ryzc.bundle import Bundle
-from ryzc.errors import ContextError, InternalError, OverloadError, UsageError
+from ryzc.errors import ContextError, InternalError, OverloadError, RyzcError, UsageError
 from ryzc.runtime import speculation
-from ryzc.runtime.kv import PagePool
+from ryzc.runtime.kv import PagePool, sizing
+from ryzc.runtime.kv.eviction import DEFAULT
 from ryzc.runtime.kv.eviction import get as eviction_policy
-from ryzc.runtime.loading import Loaded, load_parts
+from ryzc.runtime.kv.saved import SavedPrefixes, identity
+from ryzc.runtime.kv.sizing import MemoryWatch
+from ryzc.runtime.loading import Loaded, context_of, load_parts
 from ryzc.runtime.logprobs import token_logprob
 from ryzc.runtime.metrics import Metrics
 from ryzc.runtime.prompts import Prompt, Prompts
@@ -50,8 +55,11 @@ from ryzc.runtime.speculation import Drafter
 from ryzc.runtime.speculation.cost import CostModel
 from ryzc.runtime.speculation.draft_model import DraftModel
 from ryzc.runtime.speculation.speculator import Speculator
-from ryzc.runtime.step import StepResult
+from ryzc.runtime.step import CompiledModel, StepResult
 from ryzc.runtime.stream import Bell, Outbox, Stream
+
+if TYPE_CHECKING:
+    from ryzc.runtime.sampling.grammar import GrammarTokens
 
 SEQUENCES = 16
 """Sequences that may run together, by default."""
@@ -83,6 +91,7 @@ class Engine:
 
     Attributes:
         tokenizer, context: of the model.
+        speculator: guesses ahead; may be exchanged while nothing runs.
         prompts: reads prompts.
         metrics: what was counted.
 
@@ -100,7 +109,7 @@ class Engine:
         weights: str = "auto",
         kv_memory: int | None = None,
         queue: int = QUEUE,
-        eviction: str = "lru",
+        eviction: str = DEFAULT,
         speculate: str = "auto",
         draft: Bundle | str | Path | None = None,
         background: bool = True,
@@ -111,7 +120,7 @@ class Engine:
         if isinstance(bundle, Loaded):
             loaded = bundle
         else:
-            loaded = load_parts(bundle, context=context, sequences=sequences + 1, threads=threads, weights=weights)
+            loaded = _load(bundle, context, sequences, threads, weights, kv_memory)
         self.compiled = compiled = loaded.compiled
         self.tokenizer = loaded.tokenizer
         self.prompts = Prompts(loaded.tokenizer, loaded.chat_template, compiled.vocab_size)
@@ -131,13 +140,21 @@ class Engine:
             max_rows=compiled.max_rows,
             rows=range(min(sequences, compiled.max_rows, len(compiled.page_table) - 1) - 1, -1, -1),
         )
-        self._speculator = self._open_speculator(speculate, draft, sequences, threads)
+        self._watch = MemoryWatch(
+            self.pool,
+            compiled.plan.kv.page_bytes,
+            compiled.give_back,
+            most=kv_memory,
+            least=-(-self.context // compiled.page_tokens),
+        )
+        self.speculator = self._open_speculator(speculate, draft, sequences, threads)
         self._scratch = len(compiled.page_table) - 1
         self._queue = queue
         self._clock = clock
         self._inbox: deque[Request] = deque()
         self._bell = Bell()
         self._lock = threading.RLock()
+        self._evaluating = threading.Lock()
         self._attention = threading.Event()
         self._open = True
         self._thread: threading.Thread | None = None
@@ -166,6 +183,17 @@ class Engine:
     def has_chat_template(self) -> bool:
         """Whether the model was made for conversations."""
         return self.prompts.has_chat_template
+
+    @cached_property
+    def grammar_tokens(self) -> GrammarTokens:
+        """What a :class:`ryzc.runtime.sampling.grammar.Grammar` for this model is made with.
+
+        Raises:
+            UsageError: llguidance is not installed, or the model has no token that ends an answer.
+        """
+        from ryzc.runtime.sampling.grammar import GrammarTokens  # an optional dependency
+
+        return GrammarTokens(self.tokenizer, self.compiled.vocab_size)
 
     def tokenize(self, prompt: Prompt, *, raw: bool = False, **variables: Any) -> list[int]:
         """The ids of a prompt, see :meth:`ryzc.runtime.prompts.Prompts.tokenize`."""
@@ -227,6 +255,10 @@ class Engine:
         self.check_length(len(ids))
         size = min(self.compiled.max_tokens, self.compiled.max_rows)
         whole = first - first % self.pool.page_tokens
+        with self._evaluating:
+            yield from self._evaluate(ids, first, whole, size)
+
+    def _evaluate(self, ids: Items[int], first: int, whole: int, size: int) -> Iterator[tuple[int, StepResult]]:
         try:
             with self._lock:
                 done = self.pool.adopt(self._scratch, ids[:whole])
@@ -245,6 +277,34 @@ class Engine:
         finally:
             with self._lock:
                 self.pool.release(self._scratch)
+
+    def save_prefix(self, path: str | Path, ids: Items[int], salt: str = "") -> int:
+        """Write the keys and values of a prompt's whole pages to a file, as far as they are cached.
+
+        Returns:
+            How many tokens were saved.
+
+        Raises:
+            UserError: nothing of it is cached, or the file cannot be written.
+        """
+        with self._lock:
+            return self._saved().save(path, ids, salt)
+
+    def restore_prefix(self, path: str | Path, salt: str = "") -> int:
+        """Make a saved prefix known again, as much of it as there is room for.
+
+        Returns:
+            How many tokens it has.
+
+        Raises:
+            UserError: the file is missing, damaged or another model's; nothing has changed then.
+        """
+        with self._evaluating, self._lock:
+            return len(self._saved().restore(path, self._scratch, salt))
+
+    def _saved(self) -> SavedPrefixes:
+        compiled = self.compiled
+        return SavedPrefixes(self.pool, compiled.kv, compiled.plan.kv.page_bytes, identity(compiled.bundle))
 
     def drain(self, timeout: float | None = None) -> bool:
         """Take no more requests and wait for those that were taken; whether they all ended in time."""
@@ -312,10 +372,11 @@ class Engine:
         with self._lock:
             begin = time.perf_counter()
             now = self._clock()
+            self._watch.look()
             self._take_in(now)
             self._end_early(now)
             self.scheduler.admit()
-            parts = self.scheduler.plan(self._draft if self._speculator else None)
+            parts = self.scheduler.plan(self._draft if self.speculator else None)
             native = 0.0
             try:
                 if parts:
@@ -369,15 +430,15 @@ class Engine:
         positions: list[int] = []
         sequences: list[int] = []
         rows: list[int] = []
-        candidates = max(1, self._speculator.candidates) if self._speculator else 1
+        candidates = max(1, self.speculator.candidates) if self.speculator else 1
         for part in parts:
             sequence = part.sequence
             if sequence.request.first_step is None:
                 self._begin(sequence.request, part, now)
             part.first_row = len(rows)
-            if part.draws:
-                self._prepare(part)
-                candidates = max(candidates, sequence.candidates)
+            if part.draws and not self._prepare(part):
+                continue
+            candidates = max(candidates, sequence.candidates)
             end = len(tokens) + part.tokens
             tokens += sequence.ids[part.start : part.start + part.tokens - len(part.drafts)]
             tokens += part.drafts
@@ -386,14 +447,15 @@ class Engine:
             rows += range(end - part.rows, end)
             if sequence.raw_rows:
                 rows += range(end - part.rows, end)
-        begin = time.perf_counter()
+        if not tokens:
+            return 0.0
         result = self.compiled.step(tokens, positions, sequences, rows, candidates)
-        seconds = time.perf_counter() - begin
+        seconds = result.seconds
         self.metrics.steps += 1
         self.metrics.step_seconds.observe(seconds)
         self.metrics.step_tokens.observe(len(tokens))
-        if self._speculator:
-            self._speculator.measured(len(tokens), len(rows), seconds)
+        if self.speculator:
+            self.speculator.measured(len(tokens), len(rows), seconds)
         self._commit(parts, result)
         return seconds
 
@@ -405,28 +467,37 @@ class Engine:
         self.metrics.prompt_tokens += len(request.prompt)
         self.metrics.cached_tokens += part.start
 
-    def _prepare(self, part: Part) -> None:
-        """Tell native code how to draw in a part's rows; drafts that can never be drawn are left out."""
+    def _prepare(self, part: Part) -> bool:
+        """Tell native code how to draw in a part's rows; drafts that can never be drawn are left out.
+
+        Returns:
+            Whether that can be done; otherwise the request has failed.
+        """
         first = part.first_row + part.rows - part.draws  # nothing is drawn in rows of the prompt's logprobs
         sequence = part.sequence
-        dropped = part.draws - sequence.sampler.prepare(
-            self.compiled.row_parameters, first, len(sequence.ids), part.drafts
-        )
+        try:
+            prepared = sequence.sampler.prepare(self.compiled.row_parameters, first, len(sequence.ids), part.drafts)
+        except RyzcError as error:
+            self._fail([part], error)
+            return False
+        dropped = part.draws - prepared
         if dropped:
             part.drafts = part.drafts[: len(part.drafts) - dropped]
             part.tokens -= dropped
             part.rows -= dropped
             part.draws -= dropped
+        return True
 
     def _draft(self, decoding: list[Sequence], most: int) -> list[list[int]]:
         """Guesses at what follows each sequence, see :class:`ryzc.runtime.scheduler.Drafts`."""
-        speculator = self._speculator
+        speculator = self.speculator
         assert speculator is not None
         room = []
         for sequence in decoding:
             if sequence.drafting is None:
                 private = bool(sequence.request.options.salt)
-                sequence.drafting = speculator.open(sequence.ids, private=private)
+                draw = None if sequence.sampler.params.temperature == 0 else Coupled(sequence.sampler)
+                sequence.drafting = speculator.open(sequence.ids, private=private, draw=draw)
             end = min(sequence.limit - 1, self.context)
             room.append(0 if sequence.raw_rows else end - len(sequence.ids))
         return speculator.draft([s.drafting for s in decoding if s.drafting], room, most=most)
@@ -437,6 +508,8 @@ class Engine:
         drawn: list[int] = result.drawn.tolist()
         for part in parts:
             sequence = part.sequence
+            if sequence.row < 0:  # its request has failed
+                continue
             if sequence.request.options.prompt_logprobs is not None and part.rows > part.draws:
                 self._tell_prompt(part, result)
             if part.draws:
@@ -463,11 +536,12 @@ class Engine:
         texts: list[str] = []
         for row in range(first, first + part.draws):
             id_ = drawn[row]
-            if id_ < 0:
-                self._fail([part], InternalError("every token is forbidden, or the logits are not finite"))
+            try:
+                texts.append(sequence.push(id_, self.tokenizer.eos_ids))
+            except RyzcError as error:
+                self._fail([part], error)
                 return
             ids.append(id_)
-            texts.append(sequence.push(id_, self.tokenizer.eos_ids))
             guess = row - first
             if sequence.finish_reason is not None or guess == len(part.drafts) or part.drafts[guess] != id_:
                 break
@@ -476,9 +550,9 @@ class Engine:
         if options.logprobs is not None:
             raw = first + (part.rows if sequence.raw_rows else 0)
             logprobs = tuple(token_logprob(result, raw + i, id_, options.logprobs) for i, id_ in enumerate(ids))
-        if sequence.drafting is not None and self._speculator:
+        if sequence.drafting is not None and self.speculator:
             sequence.drafting.drafted = len(part.drafts)
-            self._speculator.extend(sequence.drafting, ids, result.ids[first : first + part.draws])
+            self.speculator.extend(sequence.drafting, ids, result.ids[first : first + part.draws])
         self._count(sequence, len(ids), len(part.drafts), now)
         sequence.request.outbox.put(
             Delta(sequence.index, "".join(texts), tuple(ids), logprobs, sequence.finish_reason), self._bell
@@ -534,8 +608,11 @@ class Engine:
                     sequence.finish_reason = "error"
                     self.scheduler.remove(sequence)
             self.metrics.requests_finished["error"] += 1
-            message = InternalError(f"the step failed: {error}")
-            message.__cause__ = error
+            if isinstance(error, RyzcError):
+                message = error
+            else:
+                message = InternalError(f"the step failed: {error!r}")
+                message.__cause__ = error
             request.outbox.put(message, self._bell)
 
     # --- figures --------------------------------------------------------------------------------
@@ -557,3 +634,40 @@ class Engine:
         mean = seconds.total / seconds.count if seconds.count else 1.0
         together = max(1, len(self.scheduler.running))
         return max(1, math.ceil(mean * self._queue / together))
+
+
+class Coupled:
+    """Lets a draft model draw with the noise of a request."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+
+    def prepare(self, model: CompiledModel, row: int, position: int, drafts: Items[int]) -> None:
+        """See :class:`ryzc.runtime.speculation.Draw`."""
+        self._sampler.foresee(model.row_parameters, row, position, drafts)
+
+    def drawn(self, result: StepResult, row: int) -> int:
+        """See :class:`ryzc.runtime.speculation.Draw`."""
+        return int(result.drawn[row])
+
+
+def _load(
+    bundle: Bundle | str | Path,
+    context: int | None,
+    sequences: int,
+    threads: int | None,
+    weights: str,
+    kv_memory: int | None,
+) -> Loaded:
+    """Load a bundle with a pool for so many sequences."""
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    kv, context = opened.plan.kv, context_of(opened, context)
+    pages = sizing.pages(
+        kv.page_bytes,
+        kv.page_tokens,
+        context=context,
+        sequences=sequences,
+        memory=kv_memory,
+        free=targets.free_memory(),
+    )
+    return load_parts(opened, context=context, sequences=sequences + 1, threads=threads, pages=pages, weights=weights)

@@ -182,12 +182,6 @@ and I stand here upon the pier
 and count the ships, year after year.
 """
 
-_NUMBERS = """
-This is number 1.
-This is number 2.
-This is number 3.
-"""
-
 PROMPTS: tuple[BenchPrompt, ...] = (
     _prompt("gravity", "chat", "Explain to a child of ten why things fall down."),
     _prompt("soup", "chat", "I have potatoes, leeks and a bit of cream. What soup can I make, and how?"),

@@ -49,6 +49,7 @@ class StepResult:
         all_logits: ``float32 [R, V]``, a view. Where a row's parameters adjust or mask logits, these and all
             of the above are the adjusted ones.
         drawn: ``int32 [R]``, the token drawn from each row; -1 where its largest logit is not finite.
+        seconds: of the native call.
     """
 
     ids: I32
@@ -57,6 +58,7 @@ class StepResult:
     row_sum: F32
     all_logits: F32
     drawn: I32
+    seconds: float = 0.0
 
     def full(self, row: int) -> F32:
         """The logits of a row over the whole vocabulary, ``float32 [V]``, a view."""
@@ -238,7 +240,9 @@ class CompiledModel:
             if self.row_parameters.generation != self._bound:
                 self._bind_adjustments()
             self._set("threads", self._neighbours.threads())
+            start = time.perf_counter()
             self._step(self._address)
+            seconds = time.perf_counter() - start
             self._neighbours.stepped()
         r = len(wanted)
         return StepResult(
@@ -248,6 +252,7 @@ class CompiledModel:
             self._row_sum[:r],
             self._logits[:r, : self.vocab_size],
             self._drawn[:r],
+            seconds,
         )
 
     def _checked(
@@ -294,6 +299,16 @@ class CompiledModel:
             used = self.page_table[sequence, : int(positions[sequences == sequence].max()) // self.page_tokens + 1]
             if used.min() < 0 or used.max() >= self.pages:
                 raise ContextError(f"sequence {sequence} names a page outside the pool of {self.pages}")
+
+    @property
+    def kv(self) -> npt.NDArray[np.uint8]:
+        """The KV pool's bytes, page by page; to be read or written between steps only."""
+        return self._kv
+
+    def give_back(self, pages: Sequence[int]) -> None:
+        """Return the memory of pages that hold nothing to the system."""
+        with self._lock:
+            memory.give_back(self._kv, pages, self.plan.kv.page_bytes)
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy a page of keys and values over another one.

@@ -28,9 +28,7 @@ class Terminal:
 
         def load(path: Path, **options: Any) -> Model:
             self.loaded = {"path": path, **options}
-            self.monkeypatch.setattr(
-                model, "close", model.compiled.close
-            )
+            self.monkeypatch.setattr(model, "close", model.compiled.close)
             return model
 
         self.monkeypatch.setattr("ryzc.runtime.model.load", load)

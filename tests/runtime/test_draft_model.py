@@ -55,7 +55,9 @@ def large(bundles: tuple[Path, Path]) -> Iterator[CompiledModel]:
 @pytest.fixture(params=["the same", "another"])
 def drafter(request: pytest.FixtureRequest, bundles: tuple[Path, Path]) -> Iterator[DraftModel]:
     with load(bundles[request.param == "another"]) as model:
-        yield DraftModel(model, 40)
+        drafter = DraftModel(model, Bundle.open(bundles[0]).plan)
+        drafter.relative_cost = 0.01
+        yield drafter
 
 
 def free(tokens: int) -> float:
@@ -149,6 +151,14 @@ def tokenizer_of(vocabulary: Vocabulary, place: Path) -> Bundle:
     (place / "tokenizer.json").write_text(tokenizers.build(vocabulary))
     (place / "tokenizer_config.json").write_text(json.dumps(tokenizers.settings(vocabulary)))
     return cast(Bundle, SimpleNamespace(path=place))
+
+
+@pytest.mark.parametrize("drafter", ["the same"], indirect=True)
+def test_a_drafter_as_slow_as_the_model_is_hardly_asked(large: CompiledModel, drafter: DraftModel) -> None:
+    drafter.relative_cost = 1.0
+    speculator = Speculator(drafter)
+    assert decode(large, PROMPTS, COUNT, speculator, seconds=lambda tokens: 1e-9) == plain(large)
+    assert speculator.proposed <= 1
 
 
 def test_other_tokens_are_refused(tmp_path: Path) -> None:

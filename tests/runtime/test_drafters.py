@@ -150,7 +150,7 @@ def test_recycling_follows_what_the_model_said_of_other_texts() -> None:
     state.extend([3, 4, 5], np.array([[3], [4], [5]], np.int32))
     other = recycling.open([9, 2])
     assert other.propose(3).ids == [3, 4, 5]
-    # Rows behind a refused draft taught what follows there.
+    # The second row is that of a refused draft.
     state.extend([6], np.array([[6], [8]], np.int32))
     state = recycling.open([9, 5])
     assert state.propose(1).ids == [6]

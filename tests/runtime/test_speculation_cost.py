@@ -104,6 +104,17 @@ def test_the_curve_is_finite_and_positive(seen: list[tuple[int, float]], tokens:
     assert 0 < curve(tokens) < 1e6
 
 
+def test_one_accident_does_not_rule_a_size_out() -> None:
+    cost = known(most=8)
+    cost.measured(8, 8, 20 * tiled(8))
+    draft = drafts([[0.97] * 7])
+    assert cost.choose(draft, 1) == [3]
+    for _ in range(600):
+        n = cost.choose(draft, 1)[0]
+        cost.measured(1 + n, 1 + n, tiled(1 + n))
+    assert cost.choose(draft, 1) == [7]
+
+
 def test_sizes_between_and_beyond_are_estimated() -> None:
     curve = StepCurve()
     for size in (1, 5, 9):

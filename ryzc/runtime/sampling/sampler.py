@@ -106,6 +106,21 @@ class Sampler:
         """Tokens that a grammar leaves no choice about: drafts that are surely accepted."""
         return [] if self._grammar is None else self._grammar.forced()
 
+    def foresee(self, rows: RowParameters, row: int, position: int, drafts: Sequence[int] = ()) -> None:
+        """Say how another model draws what may be drawn at a position, behind these drafts.
+
+        The noise is the same, so that two models of nearly the same mind draw nearly always the same. A grammar is
+        left out: its masks are the rows' of the model that has the last word.
+        """
+        span = (0, 0)
+        if self._adjustments is not None:
+            for id_ in drafts:
+                self._adjustments.push(id_)
+            span = self._adjustments.write(rows)
+            for id_ in reversed(drafts):
+                self._adjustments.pop(id_)
+        rows.put(row, (self.seed, position, *self._static, 0, *span))
+
     def accept(self, id_: int) -> None:
         """A token became certain.
 

@@ -24,7 +24,7 @@ from ryzc.runtime.step import CompiledModel, StepResult
 
 Found: TypeAlias = npt.NDArray[np.int32]
 
-_NOT_DRAFTERS = {"automaton", "chances", "cost", "draft_model", "speculator"}
+_NOT_DRAFTERS = {"automaton", "chances", "cost", "draft_model", "planner", "speculator"}
 
 
 class Draft(NamedTuple):
@@ -47,8 +47,8 @@ class DraftState(Protocol):
 
         Args:
             ids: in their order.
-            found: ``[n, C]``, the best candidates in the rows that drew them, best first. More rows than ids are
-                those of drafts after a refused one.
+            found: ``[n, C]``, the best candidates in the rows that drew them, best first; rows of drafts behind a
+                refused one may follow.
         """
 
     def propose(self, most: int) -> Draft:
@@ -94,10 +94,23 @@ class Drafter(Protocol):
 
 @runtime_checkable
 class BatchDrafter(Drafter, Protocol):
-    """A drafter whose drafts take time, so that it is asked for those alone that may pay, of all requests at once."""
+    """A drafter whose drafts take time, so that it is asked for those alone that may pay, of all requests at once.
+
+    Attributes:
+        relative_cost: what a draft is expected to take, in steps of one token.
+    """
+
+    @property
+    def relative_cost(self) -> float: ...
 
     def forecast(self, state: DraftState, most: int) -> list[float]:
         """The chances that a chain is expected to have before it is made."""
+
+    def unread(self, state: DraftState) -> int:
+        """Tokens that have to be read before the first draft."""
+
+    def read(self, states: Sequence[DraftState]) -> None:
+        """Read them, but for the last of each text, which the first draft reads."""
 
     def propose_all(self, states: Sequence[DraftState], most: Sequence[int], least: float) -> list[Draft]:
         """A chain for each state that may have one; it ends where the chance of all of it falls below ``least``."""

@@ -35,6 +35,9 @@ _HOPE = 0.4
 _STALE = 8
 """Measurements after which what was worked out from them is worked out anew."""
 
+_DOUBT = 512
+"""Measurements after which all earlier ones count half."""
+
 _MARGIN_ON, _MARGIN_OFF = 0.01, 0.03
 """By how much drafts must promise to speed decoding up: to go on drafting, and to begin."""
 
@@ -58,10 +61,10 @@ class StepCurve:
     def __init__(self) -> None:
         self._level = 0.0
         self._shape: dict[int, float] = {}
-        self._seen: dict[int, int] = {}
+        self._seen: dict[int, float] = {}
         self._sizes: list[int] = []
         self._relative: dict[float, float] = {}
-        self._stale = 0
+        self._count = 0
 
     def measured(self, tokens: float, seconds: float) -> None:
         """A step took so long."""
@@ -70,18 +73,33 @@ class StepCurve:
             self._level = seconds / (1 + _ASSUMED_SLOPE * (size - 1))
         seen = self._seen.get(size, 0)
         if not seen:
-            insort(self._sizes, size)
-            self._shape[size] = seconds / self._level
+            self._begin(size, seconds / self._level)
         off = min(max(seconds / (self._level * self._shape[size]), 1 / _CLIP), _CLIP)
         if seen:
             # Of two that disagree the shape is the more certain, the more it was measured.
             self._level *= off ** min(0.1, seen / 50)
             self._shape[size] *= off ** (1 / min(seen + 1, _MEMORY))
         self._seen[size] = seen + 1
-        self._stale += 1
-        if not seen or self._stale > _STALE:
+        self._count += 1
+        if self._count % _DOUBT == 0:
+            self._doubt()
+        if not seen or self._count % _STALE == 0:
             self._relative.clear()
-            self._stale = 0
+
+    def _doubt(self) -> None:
+        """Forget what was hardly measured: it may have been an accident, and would not be tried again."""
+        self._seen = {size: seen / 2 for size, seen in self._seen.items()}
+        for size in [size for size in self._sizes[1:] if self._seen[size] < 1]:
+            self._sizes.remove(size)
+            del self._shape[size], self._seen[size]
+
+    def _begin(self, size: int, relative: float) -> None:
+        """The first measurement of a size; one that is far from what its neighbours suggest may be an accident."""
+        if self._sizes:
+            expected = self._at(size)
+            relative = min(max(relative, expected / _CLIP), expected * _CLIP)
+        insort(self._sizes, size)
+        self._shape[size] = relative
 
     def __call__(self, tokens: float) -> float:
         """Expected seconds of a step; 0 while nothing was measured."""
@@ -111,9 +129,9 @@ class StepCurve:
         first, last = shape[sizes[0]], shape[sizes[-1]]
         grown, distance = last - first, sizes[-1] - sizes[0]
         slope = max(0.0, (grown + _ASSUMED_SLOPE * _ASSUMED_WEIGHT * first) / (distance + _ASSUMED_WEIGHT))
-        return (
-            last + slope * (size - sizes[-1]) if at else max(first - slope * (sizes[0] - size), first * size / sizes[0])
-        )
+        if size > sizes[-1]:
+            return last + slope * (size - sizes[-1])
+        return max(first - slope * (sizes[0] - size), first * size / sizes[0])
 
 
 def _bucket(tokens: float) -> int:

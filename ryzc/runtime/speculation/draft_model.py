@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from ryzc.bundle import Bundle
+from ryzc.bundle.plan import Plan
 from ryzc.errors import UsageError
+from ryzc.runtime.bench import weight_bytes
 from ryzc.runtime.speculation import Draft, DraftState, Draw, Found
 from ryzc.runtime.speculation.chances import Chances, Guess, Guesses
 from ryzc.runtime.step import CompiledModel, StepResult
@@ -47,15 +49,16 @@ class DraftModel:
 
     Args:
         model: the small one, with a sequence for each running request.
-        vocab_size: logits of the large one.
+        target: the plan of the large one.
     """
 
     name = "draft_model"
     candidates = 0
 
-    def __init__(self, model: CompiledModel, vocab_size: int) -> None:
+    def __init__(self, model: CompiledModel, target: Plan) -> None:
         self.model = model
-        self.vocab_size = vocab_size
+        self.vocab_size = target.vocab_size
+        self.relative_cost = weight_bytes(model.plan) / weight_bytes(target)
         self.chances = Chances(_PRIOR)
         self.expected = Chances((_ASSUMED,), _WEIGHT)
         table = model.page_table  # each sequence has its own pages for good; memory is taken when they are written
@@ -77,7 +80,7 @@ class DraftModel:
         if context > bundle.plan.context_length:
             context = bundle.plan.context_length
         model = CompiledModel(bundle, context=context, sequences=sequences, threads=threads)
-        return cls(model, target.plan.vocab_size)
+        return cls(model, target.plan)
 
     def open(self, prompt: Sequence[int], *, private: bool = False, draw: Draw | None = None) -> DraftModelState:
         return DraftModelState(self, self._free.pop() if self._free else None, prompt, draw or Greedy())
@@ -90,6 +93,10 @@ class DraftModel:
         assert isinstance(state, DraftModelState)
         return [state.expected] * min(most, state.room)
 
+    def unread(self, state: DraftState) -> int:
+        assert isinstance(state, DraftModelState)
+        return max(0, len(state.text) - 1 - state.held)
+
     def propose_all(self, states: Sequence[DraftState], most: Sequence[int], least: float) -> list[Draft]:
         chains = []
         for state, limit in zip(states, most, strict=True):
@@ -98,7 +105,7 @@ class DraftModel:
             chains.append(_Chain(state, min(limit, state.room)))
         active = [chain for chain in chains if chain.most > 0]
         if sum(len(chain.unread) for chain in active) > self.model.max_tokens:
-            self._read([chain.state for chain in active])
+            self.read([chain.state for chain in active])
         while active:
             for first in range(0, len(active), self._rows):
                 self._draft(active[first : first + self._rows], least)
@@ -109,14 +116,13 @@ class DraftModel:
     def _rows(self) -> int:
         return min(self.model.max_rows, self.model.max_tokens)
 
-    def _read(self, states: Sequence[DraftModelState]) -> None:
-        """Catch up with long texts, but for the last token of each."""
+    def read(self, states: Sequence[DraftState]) -> None:
         for state in states:
-            while (missing := len(state.text) - 1 - state.held) > 0:
-                end = state.held + min(missing, self.model.max_tokens)
-                self.model.step(
-                    state.text[state.held : end], range(state.held, end), [state.sequence or 0] * (end - state.held), []
-                )
+            assert isinstance(state, DraftModelState)
+            while self.unread(state):
+                end = min(state.held + self.model.max_tokens, len(state.text) - 1)
+                part = range(state.held, end)
+                self.model.step(state.text[state.held : end], part, [state.sequence or 0] * len(part), [])
                 state.held = end
 
     def _draft(self, chains: Sequence[_Chain], least: float) -> None:

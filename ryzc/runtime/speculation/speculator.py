@@ -7,15 +7,10 @@ from collections.abc import Sequence
 
 from ryzc.runtime.speculation import BatchDrafter, Draft, Drafter, DraftState, Draw, Found
 from ryzc.runtime.speculation.cost import Account, CostModel
+from ryzc.runtime.speculation.planner import Planner
 
 MOST = 16
 """Drafts of a request that one step verifies at most."""
-
-_PATIENCE = 64
-"""Steps after which a request whose drafts would not pay drafts once more; doubled each time."""
-
-_LEARNING = 0.1
-"""What a measured time to find a draft counts for against all before it."""
 
 _NOTHING = Draft([], [])
 
@@ -26,6 +21,7 @@ class Running:
     Attributes:
         state: what the drafter knows of it.
         account: what drafting has cost and won it.
+        steps: how many it has run for.
         drafted: drafts of its last step.
         accepted: of these.
     """
@@ -36,18 +32,7 @@ class Running:
         self.drafted = self.accepted = 0
         self.spent = 0.0
         self.guess: int | None = None
-        self._idle, self._patience = 0, _PATIENCE
-
-    def tries(self, pays: bool) -> bool:
-        """Whether to look for costly drafts: when they pay, and ever more rarely when not."""
-        if pays:
-            self._idle, self._patience = 0, _PATIENCE
-            return True
-        self._idle += 1
-        if self._idle < self._patience:
-            return False
-        self._idle, self._patience = 0, 2 * self._patience
-        return True
+        self.steps = 0
 
 
 class Speculator:
@@ -68,8 +53,7 @@ class Speculator:
         self.cost = cost or CostModel()
         self.candidates = drafter.candidates
         self.proposed = self.accepted = 0
-        self._seconds_each = 0.0
-        self._costly = drafter if isinstance(drafter, BatchDrafter) else None
+        self._planner = Planner(drafter, self.cost) if isinstance(drafter, BatchDrafter) else None
 
     def open(self, prompt: Sequence[int], *, private: bool = False, draw: Draw | None = None) -> Running:
         """Begin a request, see :meth:`Drafter.open`; it ends with :meth:`close`."""
@@ -99,13 +83,14 @@ class Speculator:
         limits = [min(MOST, limit) for limit in room]
         for one in running:
             one.drafted, one.spent, one.guess = 0, 0.0, None
-        if self._costly:
-            proposals = self._find_together(self._costly, running, limits)
+        if self._planner:
+            able = [0 if one.account.in_debt else limit for one, limit in zip(running, limits, strict=True)]
+            proposals = self._planner.find([one.state for one in running], able, [one.steps for one in running])
         else:
             proposals = [self._find(one, limit) for one, limit in zip(running, limits, strict=True)]
         base = len(running) if base_tokens is None else base_tokens
         counts = self.cost.choose(proposals, base, most=most)
-        if not any(counts) and not self._costly:
+        if not any(counts) and not self._planner:
             return [[] for _ in running]
         for one, count in zip(running, counts, strict=True):
             one.drafted = count
@@ -120,26 +105,6 @@ class Speculator:
             one.guess = draft.ids[0]
             return _NOTHING
         return draft
-
-    def _find_together(self, drafter: BatchDrafter, running: Sequence[Running], limits: Sequence[int]) -> list[Draft]:
-        """Drafts that take time, of those requests alone whose forecast pays for it."""
-        forecasts = []
-        for one, limit in zip(running, limits, strict=True):
-            chances = [] if limit <= 0 or one.account.in_debt else drafter.forecast(one.state, limit)
-            forecasts.append(Draft([0] * len(chances), chances))
-        counts = self.cost.choose(forecasts, len(running), seconds_each=self._seconds_each)
-        tries = [bool(f.ids) and one.tries(n > 0) for one, f, n in zip(running, forecasts, counts, strict=True)]
-        if not any(tries):
-            return [_NOTHING] * len(running)
-        price, start = self.cost.price(len(running)), time.perf_counter()
-        drafts = drafter.propose_all(
-            [one.state for one in running],
-            [max(count, 1) if tried else 0 for count, tried in zip(counts, tries, strict=True)],
-            min(self._seconds_each / price, 1.0) if price else 0.0,
-        )
-        each = (time.perf_counter() - start) / max(1, sum(len(draft.ids) for draft in drafts))
-        self._seconds_each += (each - self._seconds_each) * (_LEARNING if self._seconds_each else 1.0)
-        return drafts
 
     def _charge(self, running: Sequence[Running], proposals: Sequence[Draft], base: int, drafting: float) -> None:
         """Each request pays for its drafts: for verifying those chosen, and for finding all of them."""
@@ -166,4 +131,5 @@ class Speculator:
             one.account.settle(one.spent, one.accepted)
         else:  # in debt: what a draft would have cost and won
             one.account.settle(self.cost.price_of_one(), int(one.guess == ids[0]))
+        one.steps += 1
         one.state.extend(ids, found)
