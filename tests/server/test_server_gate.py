@@ -155,7 +155,7 @@ def test_a_client_that_reads_nothing_is_dropped(start: Start, tokenizer: Tokeniz
 
 def test_requests_have_names(server: Running) -> None:
     assert server.http.get("/health", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
-    first, second = (server.http.get("/health", headers={"x-request-id": "no good\x7f"}) for _ in range(2))
+    first, second = (server.http.get("/health", headers={"x-request-id": "no good"}) for _ in range(2))
     assert first.headers["x-request-id"] != second.headers["x-request-id"]
 
 
