@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from fake_engine import FakeEngine
 
 from ryzc.bundle import Bundle
 from ryzc.runtime.loading import read_tokenizer
-from ryzc.runtime.server.config import Config
+from ryzc.runtime.server.config import load
 from ryzc.runtime.server.models import Entry
 from ryzc.runtime.server.process import serve
 
@@ -17,4 +18,5 @@ if __name__ == "__main__":
     path, pause = Path(sys.argv[1]), float(sys.argv[2])
     tokenizer = read_tokenizer(Bundle.open(path))
     entries = [Entry("tiny", path, 1, 0, 4096)]
-    serve(Config(port=0), entries, lambda entry: FakeEngine(tokenizer, "word " * 20, pause=pause), None)
+    config, _ = load({"port": 0}, os.environ)
+    serve(config, entries, lambda entry: FakeEngine(tokenizer, "word " * 20, pause=pause), None)

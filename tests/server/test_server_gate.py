@@ -13,6 +13,7 @@ from conftest import Running, Start
 from fake_engine import FakeEngine
 from prometheus_client.parser import text_string_to_metric_families
 
+from ryzc.runtime.request import Delta
 from ryzc.runtime.server.gate import Keys
 from ryzc.runtime.tokenizer import Tokenizer
 
@@ -161,7 +162,8 @@ def test_requests_have_names(server: Running) -> None:
 
 def test_what_is_not_served(server: Running) -> None:
     assert server.http.get("/nothing").json()["error"]["code"] == "not_found"
-    assert server.http.get("/v1/chat/completions").status_code == 405
+    assert server.http.get("/v1/messages").status_code == 405
+    assert server.http.get("/v1/chat/completions").status_code == 501  # those that were stored
     for path in ("/v1/embeddings", "/v1/audio/speech", "/v1/images/generations"):
         answer = server.post(path)
         assert (answer.status_code, answer.json()["error"]["code"]) == (501, "not_implemented")
@@ -220,3 +222,15 @@ def test_the_log_tells_no_prompts(start: Start, capfd: pytest.CaptureFixture[str
     told = [line for line in lines if line["event"] == "request"]
     assert (told[0]["status"], told[0]["model"], told[1]["status"]) == (200, "tiny", 400)
     assert told[0]["prompt"] > told[0]["cached"] > 0 < told[0]["generated"]
+
+
+def test_a_request_that_takes_too_long(start: Start, tokenizer: Tokenizer) -> None:
+    class Late(FakeEngine):
+        def _choice(self, request: Any, index: int) -> None:
+            request.outbox.put(Delta(index, "", (), (), "timeout"), self._bell)
+
+    server = start(engine=Late(tokenizer))
+    answer = server.chat()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "timeout")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert '"code":"timeout"' in server.chat(stream=True).text

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -21,8 +23,8 @@ PROGRAM = Path(__file__).parent / "serve_fake.py"
 class Process:
     """A server's process; ``url`` is where it listens."""
 
-    def __init__(self, bundle: Path, pause: float) -> None:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    def __init__(self, bundle: Path, pause: float, **variables: str) -> None:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **variables}
         self.process = subprocess.Popen(
             [sys.executable, str(PROGRAM), str(bundle), str(pause)], stderr=subprocess.PIPE, text=True, env=environment
         )
@@ -30,7 +32,7 @@ class Process:
         self.lines: list[str] = []
         for line in self.process.stderr:
             self.lines.append(line)
-            if found := re.search(r'url="?(http://[^" ]+)', line):
+            if found := re.search(r'url="?(https?://[^" ]+)', line):
                 self.url = found[1]
                 return
         raise AssertionError("".join(self.lines))
@@ -98,3 +100,18 @@ def test_it_is_back_at_once_after_it_was_killed(process: Process, bundle: Path) 
     finally:
         again.process.kill()
         again.process.wait()
+
+
+def test_https(bundle: Path, tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl here to make a certificate")
+    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "cert.pem")
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate]
+    subprocess.run([*make.split(), *names], check=True, capture_output=True)
+    process = Process(bundle, 0.0, RYZC_SSL_KEYFILE=key, RYZC_SSL_CERTFILE=certificate)
+    context = ssl.create_default_context(cafile=certificate)
+    assert process.url.startswith("https://")
+    url = process.url.replace("127.0.0.1", "localhost")
+    assert httpx.post(f"{url}/v1/chat/completions", json=BODY, verify=context).status_code == 200
+    assert process.stop() == 0

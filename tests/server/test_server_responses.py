@@ -103,6 +103,12 @@ def test_nothing_is_kept_that_should_not_be(client: openai.OpenAI, server: Runni
         client.responses.retrieve(answer.id)
 
 
+def test_tokens_are_counted(server: Running, client: openai.OpenAI) -> None:
+    counted = client.responses.input_tokens.count(model="tiny", input="Hi", instructions="Be brief.")
+    client.responses.create(model="tiny", input="Hi", instructions="Be brief.")
+    assert counted.input_tokens == len(server.engine.requests[-1].prompt)
+
+
 def test_an_answer_that_is_cut(server: Running, client: openai.OpenAI) -> None:
     answer = client.responses.create(model="tiny", input="Hi", max_output_tokens=2)
     assert answer.status == "incomplete"

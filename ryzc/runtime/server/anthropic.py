@@ -47,12 +47,9 @@ def routes(service: Service) -> APIRouter:
     @router.post("/v1/messages/count_tokens")
     async def count_tokens(request: Request) -> Any:
         body = await service.body(request, CountFields)
-        model = await service.models.lease(body.model)
-        try:
-            prepared = await service.in_thread(prepare, body.conversation(), model)
-        finally:
-            service.models.release(model)
-        return {"input_tokens": len(prepared.ids)}
+        conversation = body.conversation()
+        count = await service.with_model(body.model, lambda model: len(prepare(conversation, model).ids))
+        return {"input_tokens": count}
 
     return router
 

@@ -23,6 +23,7 @@ from ryzc.runtime.server.service import Service
 SURFACES = (utility, openai_chat, openai_completions, responses, anthropic, operations)
 
 ELSEWHERE = (
+    "chat/completions", "responses/compact",  # those that were stored; what compresses a conversation
     "audio", "batches", "embeddings", "files", "fine_tuning", "images", "moderations", "realtime", "uploads",
     "vector_stores", "assistants", "threads", "evals", "containers", "conversations", "videos", "rerank", "score",
 )  # fmt: skip

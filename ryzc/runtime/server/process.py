@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -35,12 +36,20 @@ def serve(config: Config, entries: Sequence[Entry], load: Callable[[Entry], Engi
         UserError: the first model cannot be loaded, or the address is taken.
     """
     log.level, log.form = config.log_level, config.log_format
+    lines = logging.getLogger("uvicorn")
+    lines.handlers, lines.propagate = [_Lines()], False
     sys.setswitchinterval(SWITCH)
-    asyncio.run(_serve(config, entries, load, budget))
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(config, entries, load, budget))
 
 
 SWITCH = 0.0005
 """Seconds after which the event loop gives way to the engine's thread, which comes back from native code every step."""
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, where it is installed."""
+    return uvicorn.Config("", log_config=None).get_loop_factory()
 
 
 async def _serve(config: Config, entries: Sequence[Entry], load: Callable[[Entry], Engine], budget: int | None) -> None:
@@ -55,6 +64,16 @@ async def _serve(config: Config, entries: Sequence[Entry], load: Callable[[Entry
         await server.serve()
         if not server.started:
             raise UserError(f"cannot listen on {config.host}:{config.port}", hint="choose another --port or --host")
+
+
+class _Lines(logging.Handler):
+    """What uvicorn has to say, in our log: only what went wrong."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log.write("error" if record.levelno >= logging.ERROR else "warning", record.getMessage())
 
 
 class Server(uvicorn.Server):

@@ -49,6 +49,14 @@ def routes(service: Service) -> APIRouter:
             answer.events(), close=job.close, failed=answer.failed, patience=service.config.send_timeout
         )
 
+    @router.post("/v1/responses/input_tokens")
+    async def input_tokens(request: Request) -> Any:
+        body = await service.body(request, ResponseFields)
+        before = store.get(body.previous_response_id, "previous_response_id") if body.previous_response_id else None
+        conversation = body.conversation(before.messages if before else ())
+        count = await service.with_model(body.model, lambda model: len(prepare(conversation, model).ids))
+        return {"object": "response.input_tokens", "input_tokens": count}
+
     @router.get("/v1/responses/{id_}")
     async def one(id_: str, stream: bool = False) -> Any:
         if stream:

@@ -145,6 +145,18 @@ class Service:
         request.scope["ryzc"]["job"] = job
         return job
 
+    async def with_model(self, name: str | None, work: Callable[[Loaded], Result]) -> Result:
+        """Something done with a model, beside the event loop.
+
+        Raises:
+            ApiError, RyzcError: the model cannot be had, or the work is refused.
+        """
+        model = await self.models.lease(name)
+        try:
+            return await self.in_thread(work, model)
+        finally:
+            self.models.release(model)
+
     def submission(
         self, ids: Sequence[int], fields: SamplingFields, model: Loaded, *, max_tokens: int | None, **options: Any
     ) -> Submission:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -65,12 +65,12 @@ def routes(service: Service) -> APIRouter:
     @router.post("/tokenize")
     async def tokenize(request: Request) -> dict[str, Any]:
         body = await service.body(request, TokenizeFields)
-        return await _with(service, body.model, lambda model: _tokenized(body, model))
+        return await service.with_model(body.model, lambda model: _tokenized(body, model))
 
     @router.post("/detokenize")
     async def detokenize(request: Request) -> dict[str, Any]:
         body = await service.body(request, DetokenizeFields)
-        return await _with(service, body.model, lambda model: _detokenized(body.tokens, model))
+        return await service.with_model(body.model, lambda model: _detokenized(body.tokens, model))
 
     @router.post("/apply-template")
     async def apply_template(request: Request) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def routes(service: Service) -> APIRouter:
         def work(model: Loaded) -> dict[str, Any]:
             return {"prompt": _rendered(body.messages, body.tools, body.chat_template_kwargs, model, body)}
 
-        return await _with(service, body.model, work)
+        return await service.with_model(body.model, work)
 
     return router
 
@@ -94,15 +94,6 @@ def _card(entry: Entry, models: Models) -> dict[str, Any]:
         "max_model_len": entry.context,
         "loaded": entry.name in models.loaded,
     }
-
-
-async def _with(service: Service, name: str | None, work: Callable[[Loaded], dict[str, Any]]) -> dict[str, Any]:
-    """Something done with a model, beside the event loop."""
-    model = await service.models.lease(name)
-    try:
-        return await service.in_thread(work, model)
-    finally:
-        service.models.release(model)
 
 
 def _tokenized(body: TokenizeFields, model: Loaded) -> dict[str, Any]:
