@@ -199,6 +199,13 @@ print(json.dumps([text, sorted(loaded), sorted(rooms)]))
     assert set(rooms) == RUNTIME_KNOWS
 
 
+def test_only_the_server_needs_what_serving_needs(imports: list[Import]) -> None:
+    needed = {"fastapi", "starlette", "uvicorn", "pydantic"}
+    users = {i.file for i in imports if i.target.split(".")[0] in needed}
+    assert users
+    assert not [file for file in users if not file.startswith("runtime/server/")]
+
+
 def _tracked() -> list[Path]:
     done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -20,16 +20,17 @@ TEMPLATE = (
 )
 
 
-def checkpoint(*, template: str | None = TEMPLATE) -> Checkpoint:
-    """The model, uncompiled."""
+def checkpoint(*, template: str | None = TEMPLATE, context: int = 256) -> Checkpoint:
+    """The model, uncompiled; so small that the context it was trained for is anybody's word."""
     vocabulary = tiny_vocabularies.bpe()
     model = tiny_models.llama(vocab=len(vocabulary.tokens), mix=("q4_1", "q8_0"))
-    return replace(model, vocabulary=vocabulary, chat_template=template, provenance={"file": "tiny.gguf"})
+    metadata = {**model.metadata, "llama.context_length": context}
+    return replace(model, metadata=metadata, vocabulary=vocabulary, chat_template=template, provenance={"file": "tiny.gguf"})
 
 
-def write(directory: Path, *, template: str | None = TEMPLATE, target: str = "native") -> Path:
+def write(directory: Path, *, template: str | None = TEMPLATE, target: str = "native", context: int = 256) -> Path:
     """The model, compiled into a bundle."""
-    model = checkpoint(template=template)
+    model = checkpoint(template=template, context=context)
     lowered, chosen = plan(model), targets.get(target)
     bundle.write(
         directory,

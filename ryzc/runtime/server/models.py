@@ -1,0 +1,259 @@
+"""The models of a server, by name: loaded on demand within a memory budget, the least recently used unloaded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ryzc.bundle import Bundle
+from ryzc.errors import RyzcError
+from ryzc.runtime.chat import ChatTemplate
+from ryzc.runtime.server.backend import Engine
+from ryzc.runtime.server.constraints import Constraints
+from ryzc.runtime.server.errors import ApiError
+from ryzc.runtime.server.log import log
+from ryzc.runtime.server.tools import Family, family_for
+
+TEMPLATE_FILE = "chat_template.jinja"
+Result = TypeVar("Result")
+
+DEFAULTS_FILE = "generation_config.json"
+DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
+"""What a bundle's ``generation_config.json`` may set for requests that do not."""
+
+
+class Loaded:
+    """A model in memory.
+
+    Attributes:
+        name: by which requests ask for it.
+        engine: its engine.
+        vocab_size: ids that it knows; the tokenizer may know fewer.
+        template: its chat template, or ``None``.
+        family: how it calls tools.
+        thinks: whether its template knows thoughts.
+        defaults: sampling that its makers recommend.
+        constraints: compiles grammars for it.
+        leases: requests that use it now.
+    """
+
+    def __init__(self, name: str, bundle: Bundle, engine: Engine) -> None:
+        self.name = name
+        self.engine = engine
+        self.vocab_size = bundle.plan.vocab_size
+        tokenizer = engine.tokenizer
+        self.template_text = bundle.text(TEMPLATE_FILE) if bundle.has(TEMPLATE_FILE) else None
+        eos = min(tokenizer.eos_ids) if tokenizer.eos_ids else None
+        self.template = (
+            ChatTemplate(self.template_text, self._spell(tokenizer.bos_id), self._spell(eos))
+            if self.template_text is not None
+            else None
+        )
+        self.family: Family = family_for(self.template_text or "")
+        self.thinks = "</think>" in (self.template_text or "")
+        self.defaults = _defaults(bundle)
+        self.constraints = Constraints(tokenizer, self.vocab_size)
+        self.leases = 0
+        first = tokenizer.encode("")[:1]
+        self._first = first if first == [tokenizer.bos_id] else []
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """The ids of what the chat template rendered; some templates write the first token, others leave it out."""
+        ids = self.engine.tokenizer.encode(text, add_special=False)
+        return ids if ids[: len(self._first)] == self._first else [*self._first, *ids]
+
+    def _spell(self, id_: int | None) -> str:
+        return "" if id_ is None else self.engine.tokenizer.piece(id_, special=True).decode(errors="replace")
+
+
+def _defaults(bundle: Bundle) -> Mapping[str, Any]:
+    document = json.loads(bundle.text(DEFAULTS_FILE)) if bundle.has(DEFAULTS_FILE) else {}
+    given = document if isinstance(document, dict) else {}
+    numbers = {name: given.get(name) for name in DEFAULTS}
+    return {name: value for name, value in numbers.items() if isinstance(value, int | float)}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model that the server can load.
+
+    Attributes:
+        name: by which requests ask for it.
+        path: of its bundle.
+        nbytes: memory that it takes when loaded.
+        created: seconds since 1970, when the bundle was written.
+        context: tokens of prompt and answer together.
+        kv_memory: bytes for keys and values, of ``nbytes``.
+    """
+
+    name: str
+    path: Path
+    nbytes: int
+    created: int
+    context: int
+    kv_memory: int = 0
+
+
+class Models:
+    """The registry; all of it runs on the event loop, but for loading and unloading.
+
+    A model that a request uses is never unloaded: a request for another one waits until enough is free. While one
+    waits, further requests for a model that must make room wait too, so that it does get its turn.
+
+    Args:
+        entries: what can be loaded; requests that name no model get the first.
+        load: makes an engine of an entry; runs on ``executor``.
+        budget: bytes that all loaded models may take together; ``None`` is no limit.
+        patience: seconds that a request waits for its model.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        load: Callable[[Entry], Engine],
+        executor: Executor,
+        *,
+        budget: int | None = None,
+        patience: float = 120.0,
+    ) -> None:
+        self.entries = {entry.name: entry for entry in entries}
+        self.loaded: dict[str, Loaded] = {}
+        """Least recently used first."""
+        self.loads = 0
+        self.unloads = 0
+        self._load = load
+        self._executor = executor
+        self._budget = budget
+        self._patience = patience
+        self._changed = asyncio.Condition()
+        self._changing = False
+
+    @property
+    def default(self) -> Entry:
+        """The model of requests that name none."""
+        return next(iter(self.entries.values()))
+
+    def entry(self, name: str | None) -> Entry:
+        """The entry of that name.
+
+        Raises:
+            ApiError: there is none.
+        """
+        found = self.default if name is None else self.entries.get(name)
+        if found is None:
+            known = ", ".join(self.entries)
+            raise ApiError(404, f"there is no model {name!r}; there is {known}", code="model_not_found", param="model")
+        return found
+
+    async def lease(self, name: str | None) -> Loaded:
+        """A model, loaded if need be, that stays until :meth:`release`.
+
+        Raises:
+            ApiError: there is none of that name, it cannot be loaded, or memory is not free in time.
+        """
+        entry = self.entry(name)
+        try:
+            async with asyncio.timeout(self._patience):
+                return await self._lease(entry)
+        except TimeoutError:
+            raise ApiError(
+                503, f"the model {entry.name!r} could not be loaded in time", code="model_not_ready", retry_after=5
+            ) from None
+
+    async def _lease(self, entry: Entry) -> Loaded:
+        async with self._changed:
+            while True:
+                model = self.loaded.get(entry.name)
+                if model is not None and not self._changing:
+                    return self._touch(model)
+                if not self._changing:
+                    break
+                await self._changed.wait()
+            self._changing = True
+        try:
+            await self._make_room(entry)
+            model = await self._open(entry)
+            return self._touch(model)
+        finally:
+            self._changing = False
+            async with self._changed:
+                self._changed.notify_all()
+
+    def _touch(self, model: Loaded) -> Loaded:
+        self.loaded[model.name] = self.loaded.pop(model.name)
+        model.leases += 1
+        return model
+
+    def release(self, model: Loaded) -> None:
+        """A request is done with its model."""
+        model.leases -= 1
+        if not model.leases and self._changing:
+            asyncio.get_running_loop().create_task(self._wake())
+
+    async def _wake(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _make_room(self, entry: Entry) -> None:
+        """Unload idle models, the least recently used first, until an entry fits; waits for running requests."""
+        while self.loaded and self._excess(entry) > 0:
+            idle = next((model for model in self.loaded.values() if not model.leases), None)
+            if idle is not None:
+                await self._close(idle)
+                continue
+            async with self._changed:
+                await self._changed.wait_for(lambda: any(not m.leases for m in self.loaded.values()))
+
+    def _excess(self, entry: Entry) -> int:
+        if self._budget is None:
+            return 0
+        return sum(self.entries[name].nbytes for name in self.loaded) + entry.nbytes - self._budget
+
+    async def _open(self, entry: Entry) -> Loaded:
+        start = time.perf_counter()
+        try:
+            model = await self._in_thread(lambda: Loaded(entry.name, Bundle.open(entry.path), self._load(entry)))
+        except (RyzcError, OSError, MemoryError) as error:
+            log.error("a model cannot be loaded", model=entry.name, error=repr(error))
+            raise ApiError(
+                503,
+                f"the model {entry.name!r} cannot be loaded; the log says why",
+                code="model_not_ready",
+                retry_after=30,
+            ) from error
+        self.loaded[entry.name] = model
+        self.loads += 1
+        log.info("model loaded", model=entry.name, seconds=round(time.perf_counter() - start, 3))
+        return model
+
+    async def _close(self, model: Loaded) -> None:
+        del self.loaded[model.name]
+        self.unloads += 1
+        await self._in_thread(lambda: model.engine.close())
+        log.info("model unloaded", model=model.name)
+
+    async def _in_thread(self, work: Callable[[], Result]) -> Result:
+        """A thread's work, finished even if its request gives up: a half-loaded engine must not be forgotten."""
+        task = asyncio.get_running_loop().run_in_executor(self._executor, work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_close_result)
+            raise
+
+    async def close(self) -> None:
+        """Unload everything; running requests are cancelled."""
+        for model in list(self.loaded.values()):
+            await self._close(model)
+
+
+def _close_result(task: asyncio.Future[Any]) -> None:
+    """Of a load that nobody waits for any more."""
+    if not task.cancelled() and task.exception() is None and isinstance(task.result(), Loaded):
+        task.result().engine.close()
