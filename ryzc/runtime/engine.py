@@ -673,12 +673,13 @@ def _load(
     """Load a bundle with a pool for so many sequences."""
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     kv, context = opened.plan.kv, context_of(opened, context)
+    free = targets.free_memory()
     pages = sizing.pages(
         kv.page_bytes,
         kv.page_tokens,
         context=context,
         sequences=sequences,
         memory=kv_memory,
-        free=targets.free_memory(),
+        free=None if free is None else max(0, free - sum(weight.bytes for weight in opened.plan.weights)),
     )
     return load_parts(opened, context=context, sequences=sequences + 1, threads=threads, pages=pages, weights=weights)

@@ -262,6 +262,10 @@ class PagePool:
         pages = self._tree.pages(ids, 0, len(ids) // self.page_tokens)
         return [node.page for node in self._tree.walk(self._tree.roots.get(salt), pages)]
 
+    def in_use(self, ids: Ids, salt: str = "") -> int:
+        """How many of the pages that :meth:`adopt` would find are held by sequences: they take no room."""
+        return sum(self._refs[page] > 0 for page in self.find(ids, salt))
+
     def adopt(self, sequence: int, ids: Ids, salt: str = "", *, counted: bool = True) -> int:
         """Extend a sequence by cached pages that hold what comes next.
 
