@@ -47,6 +47,10 @@ SWITCH = 0.0005
 """Seconds after which the event loop gives way to the engine's thread, which comes back from native code every step."""
 
 
+GRACE = 0.1
+"""Seconds for requests that are on their way when the server is stopped."""
+
+
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop's, where it is installed."""
     return uvicorn.Config("", log_config=None).get_loop_factory()
@@ -116,6 +120,15 @@ class Server(uvicorn.Server):
             host, port = listening.sockets[0].getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             log.info("listening", url=f"{scheme}://{shown}:{port}", models=",".join(self._service.models.entries))
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        """Let requests that are on their way come in, to be told 503 instead of nothing, and then wait for the rest."""
+        if not self.force_exit:
+            await asyncio.sleep(GRACE)
+            for listening in self.servers:
+                listening.close()
+            await asyncio.sleep(GRACE)
+        await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
