@@ -25,7 +25,9 @@ def checkpoint(*, template: str | None = TEMPLATE, context: int = 256) -> Checkp
     vocabulary = tiny_vocabularies.bpe()
     model = tiny_models.llama(vocab=len(vocabulary.tokens), mix=("q4_1", "q8_0"))
     metadata = {**model.metadata, "llama.context_length": context}
-    return replace(model, metadata=metadata, vocabulary=vocabulary, chat_template=template, provenance={"file": "tiny.gguf"})
+    return replace(
+        model, metadata=metadata, vocabulary=vocabulary, chat_template=template, provenance={"file": "tiny.gguf"}
+    )
 
 
 def write(directory: Path, *, template: str | None = TEMPLATE, target: str = "native", context: int = 256) -> Path:

@@ -47,6 +47,16 @@ def numbers(least: int) -> Callable[[str], tuple[int, ...]]:
 @click.option("-t", "--threads", type=numbers(1), metavar="N,…", help="Threads; by default the physical cores.")
 @click.option("-r", "--repetitions", type=click.IntRange(1), default=5, show_default=True)
 @click.option("-o", "--output", type=click.Choice(["md", "json", "csv"]), default="md", show_default=True)
+@click.option(
+    "--requests",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Replay a trace of requests instead: JSON lines with timestamp (ms), input_length, output_length, hash_ids.",
+)
+@click.option("--speed", type=click.FloatRange(0, min_open=True), default=1.0, help="Let the trace run so much faster.")
+@click.option("-np", "--parallel", type=click.IntRange(1), default=16, help="Requests of the trace that run together.")
+@click.option("-c", "--ctx-size", type=click.IntRange(1), help="Context for a trace; by default 4096.")
+@click.option("--speculate", is_flag=True, help="Measure what guessing ahead brings instead, by drafter.")
+@click.option("--draft", type=click.Path(exists=True, path_type=Path), help="A bundle that drafts, for --speculate.")
 def command(
     bundle: Path,
     n_prompt: tuple[int, ...],
@@ -55,13 +65,35 @@ def command(
     threads: tuple[int, ...] | None,
     repetitions: int,
     output: str,
+    requests: Path | None,
+    speed: float,
+    parallel: int,
+    ctx_size: int | None,
+    speculate: bool,
+    draft: Path | None,
 ) -> None:
     """Measure speed, beside what this machine can do.
 
     The tests are llama-bench's; -p, -n, -d and -t take lists such as 128,512. Around every repetition
     the machine's read bandwidth and int8 peak are measured too. A prompt's share is of the int8 peak
     (linear layers only), a generation's share is of the read bandwidth (weights, keys and values).
+
+    With --requests a trace of requests goes through the engine instead, with --speculate a set of prompts
+    with and without guessing ahead.
     """
+    if requests is not None or speculate:
+        if requests is not None and speculate:
+            raise click.UsageError("--requests and --speculate are two measurements")
+        if output == "csv":
+            raise click.UsageError("-o csv is for llama-bench's tests")
+        from ryzc.cli import _engine_bench
+
+        count = threads[0] if threads else None
+        if requests is not None:
+            _engine_bench.replay(bundle, requests, speed, parallel, ctx_size, count, output)
+        else:
+            _engine_bench.speculate(bundle, draft, count, repetitions, output)
+        return
     from ryzc import targets
     from ryzc.bundle import Bundle
     from ryzc.runtime import bench
@@ -95,14 +127,7 @@ def markdown(bundle: Bundle, measured: Sequence[Measurement]) -> str:
                 f"{m.int8 / 1e9:.0f}",
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-
-    def line(cells: Sequence[str]) -> str:
-        rest = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
-        return f"| {' | '.join([cells[0].ljust(widths[0]), *rest])} |"
-
-    return "\n".join(map(line, [rows[0], rule, *rows[1:]]))
+    return _terminal.markdown(rows)
 
 
 def _records(bundle: Bundle, measured: Sequence[Measurement]) -> list[dict[str, Any]]:

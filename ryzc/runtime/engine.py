@@ -147,7 +147,7 @@ class Engine:
             most=kv_memory,
             least=-(-self.context // compiled.page_tokens),
         )
-        self.speculator = self._open_speculator(speculate, draft, sequences, threads)
+        self.speculator = self.open_speculator(speculate, draft)
         self._scratch = len(compiled.page_table) - 1
         self._queue = queue
         self._clock = clock
@@ -161,21 +161,6 @@ class Engine:
         if background:
             self._thread = threading.Thread(target=self._work, name="ryzc-engine", daemon=True)
             self._thread.start()
-
-    def _open_speculator(
-        self, speculate: str, draft: Bundle | str | Path | None, sequences: int, threads: int | None
-    ) -> Speculator | None:
-        plan = self.compiled.plan
-        if draft is not None:
-            drafter: Drafter = DraftModel.load(
-                draft, self.compiled.bundle, context=self.context, sequences=sequences, threads=threads
-            )
-        elif speculate == "off":
-            return None
-        else:
-            drafter = speculation.get(speculate)
-        macs = plan.macs_per_token + plan.head_macs
-        return Speculator(drafter, CostModel(head_share=plan.head_macs / macs if macs else 0.0))
 
     # --- callers --------------------------------------------------------------------------------
 
@@ -305,6 +290,32 @@ class Engine:
     def _saved(self) -> SavedPrefixes:
         compiled = self.compiled
         return SavedPrefixes(self.pool, compiled.kv, compiled.plan.kv.page_bytes, identity(compiled.bundle))
+
+    def open_speculator(self, name: str, draft: Bundle | str | Path | None = None) -> Speculator | None:
+        """What guesses ahead for this model, to be set as :attr:`speculator`; ``None`` for ``off``.
+
+        Args:
+            name: of a drafter.
+            draft: the bundle of a smaller model, which guesses instead.
+
+        Raises:
+            UsageError: there is no such drafter, or the vocabularies differ.
+        """
+        plan = self.compiled.plan
+        if draft is not None:
+            drafter: Drafter = DraftModel.load(
+                draft,
+                self.compiled.bundle,
+                context=self.context,
+                sequences=len(self.compiled.page_table) - 1,
+                threads=self.compiled.threads,
+            )
+        elif name == "off":
+            return None
+        else:
+            drafter = speculation.get(name)
+        macs = plan.macs_per_token + plan.head_macs
+        return Speculator(drafter, CostModel(head_share=plan.head_macs / macs if macs else 0.0))
 
     def drain(self, timeout: float | None = None) -> bool:
         """Take no more requests and wait for those that were taken; whether they all ended in time."""
@@ -662,12 +673,13 @@ def _load(
     """Load a bundle with a pool for so many sequences."""
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     kv, context = opened.plan.kv, context_of(opened, context)
+    free = targets.free_memory()
     pages = sizing.pages(
         kv.page_bytes,
         kv.page_tokens,
         context=context,
         sequences=sequences,
         memory=kv_memory,
-        free=targets.free_memory(),
+        free=None if free is None else max(0, free - sum(weight.bytes for weight in opened.plan.weights)),
     )
     return load_parts(opened, context=context, sequences=sequences + 1, threads=threads, pages=pages, weights=weights)

@@ -227,12 +227,7 @@ PROMPTS: tuple[BenchPrompt, ...] = (
     _prompt("table", "repeat", f"Print this table again without any change, three times.\n{_TABLE}", max_tokens=256),
     _prompt("poem", "repeat", f"Write this poem down five times.\n{_POEM}", max_tokens=256),
     _prompt("code", "repeat", f"Print this class again without any change.\n```python{_CLASS}```", max_tokens=256),
-    _prompt(
-        "numbers",
-        "repeat",
-        "Count up to 100 like this:\n\nThis is number 1.\nThis is number 2.\nThis is number 3.\n",
-        max_tokens=256,
-    ),
+    _prompt("rows", "repeat", f"Make a Markdown table of this file.\n```csv{_TABLE}```", max_tokens=256),
     _prompt("weekdays", "repeat", "Write the days of the week as a list, again and again.", max_tokens=256),
 )
 

@@ -139,14 +139,16 @@ class Scheduler:
 
     def _begin(self, sequence: Sequence) -> bool:
         """Give a sequence a row and what the prefix cache has of it, if the rest of its prompt fits."""
-        sequence.row = self._free_rows.pop()
-        self._adopt(sequence)
         page_tokens = self.pool.page_tokens
         # What others were promised counts too, and a page for each of them to go on.
-        missing = sum(-(-max(0, len(s.ids) + 1 - s.held) // page_tokens) for s in (*self.running, sequence))
-        if self.running and missing + len(self.running) > self.pool.available:
-            self._stop(sequence)
-            return False
+        promised = sum(-(-max(0, len(s.ids) + 1 - s.held) // page_tokens) + 1 for s in self.running)
+        needed = -(-(len(sequence.ids) + 1) // page_tokens)
+        if self.running and promised + needed > self.pool.available:  # asked last, because it is dear
+            needed -= self.pool.in_use(sequence.ids[:-1], sequence.request.options.salt)
+            if promised + needed > self.pool.available:
+                return False
+        sequence.row = self._free_rows.pop()
+        self._adopt(sequence)
         insort(self.running, sequence, key=_due)
         return True
 

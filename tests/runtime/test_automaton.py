@@ -64,9 +64,9 @@ def test_follows_the_latest_occurrence() -> None:
 
 def test_a_repeated_token_takes_linear_time_and_space() -> None:
     def seconds(tokens: int) -> float:
-        start = time.perf_counter()
+        start = time.thread_time()
         automaton = Automaton([7] * tokens)
         assert len(automaton._length) <= 2 * tokens + 1
-        return time.perf_counter() - start
+        return time.thread_time() - start
 
     assert min(seconds(8000) for _ in range(3)) < 30 * min(seconds(1000) for _ in range(3))

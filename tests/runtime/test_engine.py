@@ -85,8 +85,9 @@ ASKS = st.builds(
     ),
 )
 STEPS = st.tuples(st.just("step"), st.integers(1, 5))
+CAPACITY = st.tuples(st.sampled_from(["shrink", "grow"]), st.integers(16, 40))
 CANCELS = st.tuples(st.just("cancel"), st.integers(0, 20))
-OPERATIONS = st.lists(st.one_of(ASKS, ASKS, STEPS, STEPS, CANCELS), min_size=3, max_size=25)
+OPERATIONS = st.lists(st.one_of(ASKS, ASKS, STEPS, STEPS, CANCELS, CAPACITY), min_size=3, max_size=25)
 
 
 def drain(engine: Engine, asks: list[tuple[Ask, Stream]]) -> None:
@@ -129,6 +130,10 @@ def test_a_storm_changes_no_answer(
             ask, stream = asks[operation[1] % len(asks)]
             ask.cancelled = True
             stream.cancel()
+        elif operation[0] == "shrink":
+            engine.pool.shrink(operation[1], engine.compiled.give_back)
+        elif operation[0] == "grow":
+            engine.pool.grow(operation[1])
         elif operation[0] == "step":
             for _ in range(operation[1]):
                 engine.step()

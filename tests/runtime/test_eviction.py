@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.eviction import (
@@ -212,6 +212,14 @@ def test_does_so_on_long_traces(name: str, trace: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ORACLES))
+def test_does_so_where_keys_come_and_go(name: str) -> None:
+    for capacity in range(1, 9):
+        accesses = zipf(1500, 3 * capacity, skew=0.5, seed=capacity)
+        assert replay(eviction.get(name)(capacity), accesses, capacity) == expected(ORACLES[name](capacity), accesses)
+
+
+@pytest.mark.parametrize("name", sorted(ORACLES))
+@settings(max_examples=40)
 @given(data=st.data())
 def test_evicts_nothing_but_what_is_on_offer(name: str, data: st.DataObject) -> None:
     """What a pool does to a policy, in any order: ranks stay whole, and evict finds something exactly if it may."""

@@ -210,7 +210,7 @@ class Pool(RuleBasedStateMachine):
         assert not self.pool._tree.roots
 
 
-Pool.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
+Pool.TestCase.settings = settings(max_examples=100, stateful_step_count=40)
 TestLru = Pool.TestCase
 
 
@@ -345,6 +345,70 @@ def test_what_a_sequence_holds_is_never_evicted() -> None:
     with pytest.raises(PoolFullError):
         store.pool.resize(3, 1)
     assert store.read(1, 8) == chat(8)
+
+
+def test_what_was_used_until_now_is_evicted_after_what_was_not() -> None:
+    store = Store(pages=6)
+    store.append(0, chat(9))
+    store.pool.publish(0, chat(9))
+    store.run(1, chat(8, 500))
+    store.pool.release(0)
+    store.append(2, chat(12, 900))
+    assert store.pool.match(chat(8)) == 8
+    assert store.pool.match(chat(8, 500)) == 4
+
+
+def half_published(pages: int) -> Store:
+    """Sequences 0 and 1 share their second page, but not the first: 0 has the tree's instead."""
+    store = Store(pages=pages)
+    store.append(0, chat(8))
+    store.pool.fork(0, 1, 8)
+    store.run(2, chat(5))
+    store.pool.publish(0, chat(4))
+    store.pool.check_integrity()
+    assert store.table[0, 0] != store.table[1, 0]
+    assert store.table[0, 1] == store.table[1, 1]
+    return store
+
+
+def test_who_shares_a_page_that_is_published_takes_what_comes_before_it() -> None:
+    store = half_published(8)
+    store.pool.publish(0, chat(8))
+    store.pool.check_integrity()
+    assert store.table[0, :2].tolist() == store.table[1, :2].tolist()
+    assert store.read(1, 8) == chat(8)
+    store.pool.release(0)
+    assert (store.pool.used, store.pool.cached) == (2, 0)
+    store.pool.check_integrity()
+
+
+def test_taking_a_page_out_of_the_tree_does_not_make_the_next_one_ones_own() -> None:
+    store = half_published(4)
+    store.pool.resize(0, 8, writable_from=0)
+    store.write(0, 0, chat(8, 300))
+    assert store.read(1, 8) == chat(8)
+    store.pool.check_integrity()
+
+
+def test_a_sequence_that_was_cut_inside_a_page_finds_what_others_made_of_it() -> None:
+    store = Store()
+    store.run(0, chat(6) + chat(2, 300))
+    store.append(1, chat(8))
+    store.pool.publish(1, chat(8))
+    store.pool.resize(1, 6)
+    assert store.pool.adopt(1, chat(6) + chat(2, 300)) == 8
+    assert store.read(1, 8) == chat(6) + chat(2, 300)
+    store.pool.check_integrity()
+
+
+def test_a_page_is_known_by_one_salt() -> None:
+    store = Store()
+    store.append(0, chat(8))
+    store.pool.fork(0, 1, 8)
+    store.pool.publish(0, chat(8), "a")
+    store.pool.publish(1, chat(8), "b")
+    assert (store.pool.match(chat(8), "a"), store.pool.match(chat(8), "b")) == (8, 0)
+    store.pool.check_integrity()
 
 
 def test_a_pool_that_shrank_waits_for_sequences_to_end() -> None:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from ryzc.errors import ContextError, InternalError, PoolFullError
 from ryzc.runtime.kv import integrity
 from ryzc.runtime.kv.eviction import EvictionPolicy, Key, lru
-from ryzc.runtime.kv.prefix import Ids, Node, PrefixTree, below, path
+from ryzc.runtime.kv.prefix import Ids, Node, PrefixTree, below
 
 
 def _cannot_copy(source: int, target: int) -> None:
@@ -105,13 +105,10 @@ class PagePool:
         self._changing = False
 
     def _mend(self, sequence: int) -> None:
-        """Make a sequence's pages as many as its tokens need, and hold the invariant."""
+        """Make a sequence's pages as many as its tokens need."""
         held = self._held[sequence][: self._needed(self._tokens[sequence])]
-        known = [i for i, page in enumerate(held) if self._nodes[page] is not None]
-        if known and (node := self._nodes[held[known[-1]]]) is not None:
-            held[: known[-1] + 1] = [ancestor.page for ancestor in path(node)]
-            self._published[sequence] = known[-1] + 1
         self._held[sequence] = held
+        self._published[sequence] = sum(self._nodes[page] is not None for page in held)
         self._own[sequence] = len(held)
         self._table[sequence] = 0
         self._table[sequence, : len(held)] = held
@@ -265,6 +262,10 @@ class PagePool:
         pages = self._tree.pages(ids, 0, len(ids) // self.page_tokens)
         return [node.page for node in self._tree.walk(self._tree.roots.get(salt), pages)]
 
+    def in_use(self, ids: Ids, salt: str = "") -> int:
+        """How many of the pages that :meth:`adopt` would find are held by sequences: they take no room."""
+        return sum(self._refs[page] > 0 for page in self.find(ids, salt))
+
     def adopt(self, sequence: int, ids: Ids, salt: str = "", *, counted: bool = True) -> int:
         """Extend a sequence by cached pages that hold what comes next.
 
@@ -358,7 +359,6 @@ class PagePool:
                 self._held[other] = held[:i] + pages[i:]
                 self._table[other, :i] = held[:i]
                 self._drop(pages[:i])
-                self._own[other] = max(self._own[other], i)
 
     def fork(self, source: int, target: int, tokens: int) -> None:
         """Let an empty sequence begin with the first tokens of another. A page is copied when one of them writes it."""

@@ -34,7 +34,7 @@ def pages(
         memory: bytes, if the user asked for some: as many pages as fit, for more than the sequences can hold keep more
             prefixes. By default enough for all sequences at full context, or what fits into half of the free memory,
             but always enough for one sequence.
-        free: bytes of memory that are free, ``None`` where the system doesn't tell.
+        free: bytes of memory that nothing else needs, the weights least of all; ``None`` where the system doesn't tell.
 
     Raises:
         UsageError: ``memory`` does not hold one sequence.

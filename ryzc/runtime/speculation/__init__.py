@@ -11,7 +11,6 @@ decoding in the order of its sums, and outputs would no longer be bit-identical.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
@@ -129,10 +128,5 @@ def get(name: str) -> Drafter:
     """
     if name not in names():
         raise UsageError(f"there is no drafter {name!r}", hint=f"choose one of {', '.join(names())}")
-    drafter: Drafter = _module(name).drafter()
+    drafter: Drafter = import_module(f"{__name__}.{name}").drafter()
     return drafter
-
-
-@cache
-def _module(name: str):  # type: ignore[no-untyped-def]
-    return import_module(f"{__name__}.{name}")
