@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -48,7 +49,10 @@ SWITCH = 0.0005
 
 
 GRACE = 0.1
-"""Seconds for requests that are on their way when the server is stopped."""
+"""Seconds for connections that are on their way when the server is stopped."""
+
+PATIENCE = 1.0
+"""Seconds for the requests of those that were taken."""
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -127,8 +131,14 @@ class Server(uvicorn.Server):
             await asyncio.sleep(GRACE)
             for listening in self.servers:
                 listening.close()
-            await asyncio.sleep(GRACE)
+            end = time.monotonic() + PATIENCE
+            while self._silent() and not self.force_exit and time.monotonic() < end:
+                await asyncio.sleep(GRACE / 5)
         await super().shutdown(sockets)
+
+    def _silent(self) -> bool:
+        """Whether a connection is open on which no request has come yet."""
+        return any(getattr(connection, "cycle", None) is None for connection in self.server_state.connections)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
