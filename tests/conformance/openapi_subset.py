@@ -76,8 +76,8 @@ def _body(schema: dict[str, Any], known: dict[str, Any], schemas: dict[str, Any]
     properties, required = _merged(schema, schemas)
     served = {name: value if known[name] is None else known[name] for name, value in properties.items() if name in known}
     narrowed = {name for name in served if known[name] is not None}
-    body = {"type": "object", "properties": served, "required": sorted(set(required) & set(served) | narrowed)}
-    return dict(_closed(body))
+    needed = (set(required) & set(served) | narrowed) - {"model"}  # this server takes its first one
+    return dict(_closed({"type": "object", "properties": served, "required": sorted(needed)}))
 
 
 def _asked(schemas: dict[str, Any]) -> dict[str, Any]:
