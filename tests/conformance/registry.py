@@ -1,6 +1,7 @@
 """Environments of their own for programs of others, kept in the cache.
 
-A lock of what one consists of lies in ``constraints/NAME.txt``; the packages that are the point of it are pinned by hash.
+A lock of what one consists of lies in ``constraints/NAME.txt``; the packages that are the point of it are pinned by
+hash.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ import platformdirs
 CACHE = Path(platformdirs.user_cache_dir("ryzc")) / "conformance"
 CONSTRAINTS = Path(__file__).parent / "constraints"
 
-AWAY = ("Failed to establish a new connection", "Temporary failure in name resolution", "NewConnectionError", "timed out",
-        "Could not fetch URL", "Network is unreachable", "ConnectionResetError", "getaddrinfo")  # fmt: skip
-"""What pip says where there is no registry."""
+AWAY = (
+    "Failed to establish a new connection", "Temporary failure in name resolution", "NewConnectionError", "timed out",
+    "Could not fetch URL", "Network is unreachable", "ConnectionResetError", "getaddrinfo", "ENOTFOUND", "ECONNREFUSED",
+)  # fmt: skip
+"""What pip and npm say where there is no registry."""
 
 
 class UnreachableError(Exception):

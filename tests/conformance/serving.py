@@ -73,18 +73,24 @@ def tiny(*names: str, **flags: str | int) -> Iterator[str]:
 
 
 @contextmanager
-def greedy(model: str = "smollm2", **flags: str | int) -> Iterator[str]:
-    """A server of a real model that answers the same question the same way; its URL."""
+def greedy(model: str = "smollm2", penalty: float = 1.0, **flags: str | int) -> Iterator[str]:
+    """A server of a real model that answers the same question the same way; its URL.
+
+    Args:
+        model: what it serves.
+        penalty: for repetitions; small models end their answers with one.
+        flags: of ``ryzc serve``.
+    """
     with tempfile.TemporaryDirectory() as directory:
-        bundle = _decided(bundle_for(model), Path(directory) / f"{model}.ryzc")
+        bundle = _decided(bundle_for(model), Path(directory) / f"{model}.ryzc", penalty)
         with serve(f"{model}={bundle}", **flags) as url:
             yield url
 
 
-def _decided(bundle: Path, copy: Path) -> Path:
-    """A bundle whose makers recommend to take the best token, and not to repeat."""
+def _decided(bundle: Path, copy: Path, penalty: float) -> Path:
+    """A bundle whose makers recommend to take the best token."""
     shutil.copytree(bundle, copy)
-    text = json.dumps({"temperature": 0, "repetition_penalty": 1.1}).encode()
+    text = json.dumps({"temperature": 0, "repetition_penalty": penalty}).encode()
     (copy / manifests.GENERATION_CONFIG).write_bytes(text)
     found = manifests.read(copy)
     entry = manifests.FileEntry(len(text), hashlib.sha256(text).hexdigest())
