@@ -1,4 +1,4 @@
-"""A server as a process of its own, around a stand-in engine: ``python serve_fake.py BUNDLE SECONDS_A_TOKEN``."""
+"""A server as a process of its own, around a stand-in engine: ``serve_fake.py BUNDLE SECONDS_A_TOKEN [NAME…]``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ from ryzc.runtime.server.process import serve
 if __name__ == "__main__":
     path, pause = Path(sys.argv[1]), float(sys.argv[2])
     tokenizer = read_tokenizer(Bundle.open(path))
-    entries = [Entry("tiny", path, 1, 0, 4096)]
+    entries = [Entry(name, path, 1, 0, 4096) for name in sys.argv[3:] or ["tiny"]]
     config, _ = load({"port": 0}, os.environ)
     serve(config, entries, lambda entry: FakeEngine(tokenizer, "word " * 20, pause=pause), None)

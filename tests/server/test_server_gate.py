@@ -6,7 +6,7 @@ import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from conftest import Running, Start
@@ -106,6 +106,28 @@ def test_limits_of_a_request(start: Start) -> None:
     assert server.engine.requests[-1].options.timeout == 7
     server.post("/v1/completions", prompt="a", max_tokens=3)
     assert server.engine.requests[-1].options.max_tokens == 3
+
+
+def test_a_text_far_too_long_is_not_tokenized_as_a_whole(start: Start, tokenizer: Tokenizer) -> None:
+    server = start(engine=FakeEngine(tokenizer, context=500))
+    longest: list[int] = []
+
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tokenizer, name)
+
+        def encode(self, text: str, **options: Any) -> list[int]:
+            longest.append(len(text))
+            return tokenizer.encode(text, **options)
+
+    server.engine.tokenizer = cast(Tokenizer, Watched())
+    for answer in (server.chat("x" * 1_000_000), server.post("/v1/completions", prompt="x" * 1_000_000)):
+        assert answer.json()["error"]["code"] == "context_length_exceeded"
+    assert max(longest) < 10_000
+    spaces = " " * 100_000  # two of them are a token: it still does not fit, and is not said to have more than it has
+    assert server.post("/v1/completions", prompt=spaces).json()["error"]["code"] == "context_length_exceeded"
+    assert server.post("/v1/completions", prompt="x" * 490).status_code == 200
+    assert server.post("/tokenize", prompt="x" * (1 << 20 | 1)).status_code == 400
 
 
 def test_a_full_queue(start: Start, tokenizer: Tokenizer) -> None:

@@ -94,8 +94,9 @@ def _fits(value: Any, schema: dict[str, Any]) -> bool:
     return value is None if schema["type"] == "null" else isinstance(value, bool)
 
 
-def test_json_fits_its_schema(http: httpx.Client) -> None:
-    @settings(max_examples=25)
+@pytest.mark.parametrize("examples", [25, pytest.param(500, marks=pytest.mark.slow)])
+def test_json_fits_its_schema(http: httpx.Client, examples: int) -> None:
+    @settings(max_examples=examples)
     @given(SCHEMAS, st.integers(0, 99))
     def check(schema: dict[str, Any], seed: int) -> None:
         format_ = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}}

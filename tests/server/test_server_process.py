@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 import signal
 import ssl
 import subprocess
-import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,31 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-
-PROGRAM = Path(__file__).parent / "serve_fake.py"
-
-
-class Process:
-    """A server's process; ``url`` is where it listens."""
-
-    def __init__(self, bundle: Path, pause: float, **variables: str) -> None:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **variables}
-        self.process = subprocess.Popen(
-            [sys.executable, str(PROGRAM), str(bundle), str(pause)], stderr=subprocess.PIPE, text=True, env=environment
-        )
-        assert self.process.stderr is not None
-        self.lines: list[str] = []
-        for line in self.process.stderr:
-            self.lines.append(line)
-            if found := re.search(r'url="?(https?://[^" ]+)', line):
-                self.url = found[1]
-                return
-        raise AssertionError("".join(self.lines))
-
-    def stop(self) -> int:
-        """SIGTERM; its exit code."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
+from processes import Process
 
 
 @pytest.fixture
@@ -115,3 +89,35 @@ def test_https(bundle: Path, tmp_path: Path) -> None:
     url = process.url.replace("127.0.0.1", "localhost")
     assert httpx.post(f"{url}/v1/chat/completions", json=BODY, verify=context).status_code == 200
     assert process.stop() == 0
+
+
+@pytest.mark.slow
+def test_a_hundred_stops_under_load_lose_nothing(bundle: Path) -> None:
+    accepted = 0
+    for _ in range(100):
+        process = Process(bundle, 0.002)
+        ends: list[str] = []
+        stopping = threading.Event()
+
+        def ask(url: str = process.url, ends: list[str] = ends, stopping: threading.Event = stopping) -> None:
+            while not stopping.is_set():
+                begun = False
+                try:
+                    with httpx.stream("POST", f"{url}/v1/chat/completions", json={**BODY, "stream": True}) as answer:
+                        if answer.status_code == 200:  # accepted: from here on nothing may be lost
+                            begun = True
+                            ends.append("".join(answer.iter_text())[-14:])
+                except httpx.NetworkError:  # nobody listens any more
+                    if begun:
+                        ends.append("lost")
+
+        with ThreadPoolExecutor(8) as clients:
+            asked = [clients.submit(ask) for _ in range(8)]
+            time.sleep(0.2)
+            assert process.stop() == 0
+            stopping.set()
+            for one in asked:
+                one.result()
+        assert set(ends) <= {"data: [DONE]\n\n"}
+        accepted += len(ends)
+    assert accepted > 100

@@ -79,7 +79,6 @@ class Config:
 
     log_level: str = _set("info", "debug, info, warning or error.")
     log_format: str = _set("text", "text (key=value) or json.")
-    log_prompts: bool = _set(False, "Write prompts and answers into the log.")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

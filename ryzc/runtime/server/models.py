@@ -28,6 +28,22 @@ DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_p
 """What a bundle's ``generation_config.json`` may set for requests that do not."""
 
 
+CHARACTERS = 8
+"""Of a token: prompts of more characters than so many contexts' are looked at piece by piece."""
+
+SLACK = 64
+"""Tokens that a cut may have made."""
+
+
+def too_long(context: int, count: str, most: int | None = None) -> ApiError:
+    """A prompt that leaves no room for an answer."""
+    message = (
+        f"This model's maximum context length is {context} tokens, and a prompt may have {most or context - 1}; "
+        f"yours has {count}. Shorten it."
+    )
+    return ApiError(400, message, code="context_length_exceeded", param="messages")
+
+
 class Loaded:
     """A model in memory.
 
@@ -64,9 +80,31 @@ class Loaded:
         self._first = first if first == [tokenizer.bos_id] else []
 
     def encode_rendered(self, text: str) -> list[int]:
-        """The ids of what the chat template rendered; some templates write the first token, others leave it out."""
-        ids = self.engine.tokenizer.encode(text, add_special=False)
+        """The ids of what the chat template rendered; some templates write the first token, others leave it out.
+
+        Raises:
+            ApiError: as :meth:`encode`.
+        """
+        ids = self.encode(text, add_special=False)
         return ids if ids[: len(self._first)] == self._first else [*self._first, *ids]
+
+    def encode(self, text: str, *, add_special: bool = True) -> list[int]:
+        """The ids of a prompt.
+
+        A text far too long is looked at from its start only, so that it keeps neither this thread nor the tokenizer,
+        which works for one text at a time, from others.
+
+        Raises:
+            ApiError: its beginning alone does not fit the context.
+        """
+        tokenizer, context = self.engine.tokenizer, self.engine.context
+        length = CHARACTERS * context
+        while length < len(text):
+            count = len(tokenizer.encode(text[:length], add_special=False))
+            if count > context + SLACK:
+                raise too_long(context, f"more than {context}")
+            length *= 4
+        return tokenizer.encode(text, add_special=add_special)
 
     def _spell(self, id_: int | None) -> str:
         return "" if id_ is None else self.engine.tokenizer.piece(id_, special=True).decode(errors="replace")

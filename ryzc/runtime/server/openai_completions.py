@@ -87,7 +87,7 @@ def _prompts(body: CompletionFields, most: int) -> list[str | list[int]]:
 
 def _encode(prompt: str | list[int], model: Loaded) -> list[int]:
     if isinstance(prompt, str):
-        return model.engine.tokenizer.encode(prompt)
+        return model.encode(prompt)
     if min(prompt) < 0 or max(prompt) >= model.vocab_size:
         raise wrong("prompt", f"token ids must be in 0 .. {model.vocab_size - 1}")
     return prompt

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -45,6 +46,13 @@ def serve(config: Config, entries: Sequence[Entry], load: Callable[[Entry], Engi
 
 SWITCH = 0.0005
 """Seconds after which the event loop gives way to the engine's thread, which comes back from native code every step."""
+
+
+GRACE = 0.1
+"""Seconds for connections that are on their way when the server is stopped."""
+
+PATIENCE = 1.0
+"""Seconds for the requests of those that were taken."""
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -116,6 +124,21 @@ class Server(uvicorn.Server):
             host, port = listening.sockets[0].getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             log.info("listening", url=f"{scheme}://{shown}:{port}", models=",".join(self._service.models.entries))
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        """Let requests that are on their way come in, to be told 503 instead of nothing, and then wait for the rest."""
+        if not self.force_exit:
+            await asyncio.sleep(GRACE)
+            for listening in self.servers:
+                listening.close()
+            end = time.monotonic() + PATIENCE
+            while self._silent() and not self.force_exit and time.monotonic() < end:
+                await asyncio.sleep(GRACE / 5)
+        await super().shutdown(sockets)
+
+    def _silent(self) -> bool:
+        """Whether a connection is open on which no request has come yet."""
+        return any(getattr(connection, "cycle", None) is None for connection in self.server_state.connections)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

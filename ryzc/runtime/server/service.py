@@ -19,7 +19,7 @@ from ryzc.runtime.server.config import Config
 from ryzc.runtime.server.errors import ApiError, wrong
 from ryzc.runtime.server.fields import Fields, SamplingFields
 from ryzc.runtime.server.metrics import HttpMetrics
-from ryzc.runtime.server.models import Loaded, Models
+from ryzc.runtime.server.models import Loaded, Models, too_long
 from ryzc.runtime.server.sampling import sampling
 
 Body = TypeVar("Body", bound=Fields)
@@ -191,11 +191,7 @@ class Service:
         """
         most = min(model.engine.context - 1, self.config.max_prompt or model.engine.context)
         if count > most:
-            message = (
-                f"This model's maximum context length is {model.engine.context} tokens, and a prompt may have {most}; "
-                f"yours has {count}. Shorten it."
-            )
-            raise ApiError(400, message, code="context_length_exceeded", param="messages")
+            raise too_long(model.engine.context, str(count), most)
 
     async def finish(self, request: Request, job: Job, work: Awaitable[Any]) -> Response:
         """The answer in one piece; work ends when the client leaves."""

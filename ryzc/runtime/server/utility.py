@@ -15,6 +15,9 @@ from ryzc.runtime.server.messages import Message, ToolField, functions, plain
 from ryzc.runtime.server.models import Entry, Loaded, Models
 from ryzc.runtime.server.service import Service
 
+MAX_TEXT = 1 << 20
+"""Characters that are tokenized at a time: the tokenizer works for one text at a time."""
+
 
 class TokenizeFields(Fields):
     """A text (``prompt``, or llama.cpp's ``content``) or messages."""
@@ -105,6 +108,8 @@ def _tokenized(body: TokenizeFields, model: Loaded) -> dict[str, Any]:
         ids = model.encode_rendered(_rendered(body.messages, body.tools, body.chat_template_kwargs, model, None))
     else:
         assert text is not None
+        if len(text) > MAX_TEXT:
+            raise wrong("prompt", f"the text has {len(text)} characters; at most {MAX_TEXT} are taken at a time")
         special = next((flag for flag in (body.add_special_tokens, body.add_special) if flag is not None), True)
         ids = tokenizer.encode(text, add_special=special, parse_special=body.parse_special is not False)
     out: dict[str, Any] = {"count": len(ids), "max_model_len": model.engine.context, "tokens": ids}
