@@ -49,6 +49,12 @@ HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an
     default=None,
     help="Map the weights' file, or copy it into huge pages, which reads faster; by default a copy if memory allows.",
 )
+@click.option(
+    "--speculate",
+    default="auto",
+    show_default=True,
+    help="Drafter that guesses ahead, which only changes the speed; off for none.",
+)
 @click.option("-sys", "--system", help="A system message.")
 @click.option("--raw", is_flag=True, help="Continue the text as it is, without the chat template.")
 @click.option("-v", "--verbose", is_flag=True, help="Time to first token and tokens/s, to stderr.")
@@ -58,6 +64,7 @@ def command(
     ctx_size: int | None,
     threads: int | None,
     mmap: bool | None,
+    speculate: str,
     system: str | None,
     raw: bool,
     verbose: bool,
@@ -83,7 +90,7 @@ def command(
         raise UsageError("the prompt is empty", hint="give a text as the second argument or on stdin")
     bundle = bundle_for(model)
     start = time.perf_counter()
-    with load(bundle, context=ctx_size, threads=threads, weights=WEIGHTS[mmap]) as loaded:
+    with load(bundle, context=ctx_size, threads=threads, weights=WEIGHTS[mmap], speculate=speculate) as loaded:
         if verbose:
             _terminal.say(loading(loaded, time.perf_counter() - start))
         session = Session(loaded, system, raw, verbose, {"max_tokens": None if predict < 0 else predict, **sampling})

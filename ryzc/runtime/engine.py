@@ -23,6 +23,7 @@ answer does not depend on any other's.
 
 from __future__ import annotations
 
+import heapq
 import math
 import secrets
 import threading
@@ -152,6 +153,8 @@ class Engine:
         self._queue = queue
         self._clock = clock
         self._inbox: deque[Request] = deque()
+        self._deadlines: list[float] = []
+        self._cancelled = False
         self._bell = Bell()
         self._lock = threading.RLock()
         self._evaluating = threading.Lock()
@@ -211,7 +214,7 @@ class Engine:
             self.metrics.requests_refused += 1
             raise OverloadError(f"{self._queue} requests are waiting already", retry_after=self._wait_expected())
         request = Request(ids, options, self._clock(), Outbox())
-        stream = Stream(request, None if self._thread else self._drive, self._attention.set)
+        stream = Stream(request, None if self._thread else self._drive, self._cancel)
         self._inbox.append(request)
         self._attention.set()
         return stream
@@ -383,17 +386,19 @@ class Engine:
         with self._lock:
             begin = time.perf_counter()
             now = self._clock()
-            self._watch.look()
-            self._take_in(now)
-            self._end_early(now)
-            self.scheduler.admit()
-            parts = self.scheduler.plan(self._draft if self.speculator else None)
+            parts: list[Part] = []
             native = 0.0
             try:
+                self._watch.look()
+                self._take_in(now)
+                self._end_early(now)
+                self.scheduler.admit()
+                parts = self.scheduler.plan(self._draft if self.speculator else None)
                 if parts:
                     native = self._compute(parts, now)
             except Exception as error:
-                self._fail(parts, error)
+                # Where planning itself failed, nobody could go on: all that runs ends.
+                self._fail([part.sequence for part in parts] or self.scheduler.sequences(), error)
                 raise
             finally:
                 self._bell.ring()
@@ -422,6 +427,8 @@ class Engine:
                 sequence = Sequence(request, i, sampler=sampler, tokenizer=self.tokenizer, limit=limit, due=due)
                 request.sequences.append(sequence)
             self.metrics.requests_submitted += 1
+            if request.deadline is not None:
+                heapq.heappush(self._deadlines, request.deadline)
             for sequence in request.sequences:
                 self.scheduler.add(sequence)
                 if limit == len(request.prompt) and options.prompt_logprobs is None:
@@ -429,11 +436,21 @@ class Engine:
 
     def _end_early(self, now: float) -> None:
         """End what was cancelled or is too late."""
+        if not self._cancelled and not (self._deadlines and self._deadlines[0] <= now):
+            return
+        self._cancelled = False
+        while self._deadlines and self._deadlines[0] <= now:
+            heapq.heappop(self._deadlines)
         for sequence in self.scheduler.sequences():
             if sequence.request.cancelled:
                 self._end(sequence, "cancelled")
             elif sequence.request.deadline is not None and now >= sequence.request.deadline:
                 self._end(sequence, "timeout")
+
+    def _cancel(self) -> None:
+        """A stream was cancelled, in any thread."""
+        self._cancelled = True
+        self._attention.set()
 
     def _compute(self, parts: list[Part], now: float) -> float:
         """Run a step and give out what it drew; seconds of the native call."""
@@ -489,7 +506,7 @@ class Engine:
         try:
             prepared = sequence.sampler.prepare(self.compiled.row_parameters, first, len(sequence.ids), part.drafts)
         except RyzcError as error:
-            self._fail([part], error)
+            self._fail([part.sequence], error)
             return False
         dropped = part.draws - prepared
         if dropped:
@@ -550,7 +567,7 @@ class Engine:
             try:
                 texts.append(sequence.push(id_, self.tokenizer.eos_ids))
             except RyzcError as error:
-                self._fail([part], error)
+                self._fail([part.sequence], error)
                 return
             ids.append(id_)
             guess = row - first
@@ -610,9 +627,9 @@ class Engine:
             self.metrics.request_seconds.observe(now - request.arrival)
             request.outbox.put(None, self._bell)
 
-    def _fail(self, parts: list[Part], error: Exception) -> None:
-        """End the requests of a step that failed."""
-        failed = {id(part.sequence.request): part.sequence.request for part in parts}
+    def _fail(self, sequences: list[Sequence], error: Exception) -> None:
+        """End the requests of sequences that cannot go on."""
+        failed = {id(sequence.request): sequence.request for sequence in sequences}
         for request in failed.values():
             for sequence in request.sequences:
                 if sequence.finish_reason is None:

@@ -15,9 +15,8 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +36,7 @@ SPIN_PAUSES = 20_000
 """Pauses an idle worker makes before it sleeps: a few times what the caller needs between steps."""
 
 
-@dataclass(frozen=True)
-class StepResult:
+class StepResult(NamedTuple):
     """What a step says about the rows that were asked for; valid until the next step.
 
     Attributes:
@@ -121,7 +119,8 @@ class CompiledModel:
         self._weights = memory.read_weights(self.bundle, self.weights, self.threads)
         self._arena = memory.anonymous(plan.arena_bytes)
         self._kv = memory.anonymous(self.pages * plan.kv.page_bytes)
-        self._tokens, self._positions, self._sequences = (np.zeros(plan.max_tokens, np.int32) for _ in range(3))
+        self._batch = np.zeros((3, plan.max_tokens), np.int32)
+        """Tokens, positions and sequences of a step."""
         self._rows = np.zeros(plan.max_rows, np.int32)
         self._ids = np.zeros((plan.max_rows, plan.max_candidates), np.int32)
         self._best = np.zeros((plan.max_rows, plan.max_candidates), np.float32)
@@ -130,6 +129,9 @@ class CompiledModel:
         self._logits = self._find_logits()
         self.row_parameters = RowParameters(plan.max_rows, plan.logits_stride)
         self._context = memory.anonymous(abi.SIZE)
+        self._fields = {
+            field.name: self._context[field.offset : field.offset + 8].view(np.int64) for field in abi.FIELDS
+        }
         pointers = self._set_up_context()
         self._neighbours = Neighbours(self.threads, cpu.topology.usable)
         seats = cpu.topology.seats(self.threads)
@@ -159,8 +161,7 @@ class CompiledModel:
         return logits
 
     def _set(self, name: str, value: int) -> None:
-        offset = abi.BY_NAME[name].offset
-        self._context[offset : offset + 8].view(np.int64)[0] = value
+        self._fields[name][0] = value
 
     def _set_up_context(self) -> list[npt.NDArray[Any]]:
         """Fill in all that stays the same from step to step; returns the memory that the context points to."""
@@ -169,9 +170,9 @@ class CompiledModel:
             "arena": self._arena,
             "kv": self._kv,
             "page_table": self.page_table,
-            "tokens": self._tokens,
-            "positions": self._positions,
-            "sequences": self._sequences,
+            "tokens": self._batch[0],
+            "positions": self._batch[1],
+            "sequences": self._batch[2],
             "rows": self._rows,
             "logits": self._logits,
             "candidate_ids": self._ids,
@@ -221,21 +222,19 @@ class CompiledModel:
             UsageError: where an argument is out of range.
         """
         try:
-            return self._stepped(self._checked(tokens, positions, sequences, rows, candidates), candidates)
+            return self._stepped(*self._checked(tokens, positions, sequences, rows, candidates), candidates)
         finally:
             self.row_parameters.clear()
 
-    def _stepped(self, batch: tuple[npt.NDArray[np.int64], ...], candidates: int) -> StepResult:
+    def _stepped(self, batch: npt.NDArray[np.int64], rows: list[int], candidates: int) -> StepResult:
         with self._lock:
             if not self._finalizer.alive:
                 raise UsageError("the model is closed")
-            count = len(batch[0])
-            for target, values in zip((self._tokens, self._positions, self._sequences), batch[:3], strict=True):
-                target[:count] = values
-            wanted = batch[3]
-            self._rows[: len(wanted)] = wanted
+            count, r = batch.shape[1], len(rows)
+            self._batch[:, :count] = batch
+            self._rows[:r] = rows
             self._set("token_count", count)
-            self._set("row_count", len(wanted))
+            self._set("row_count", r)
             self._set("candidate_count", candidates)
             if self.row_parameters.generation != self._bound:
                 self._bind_adjustments()
@@ -244,7 +243,6 @@ class CompiledModel:
             self._step(self._address)
             seconds = time.perf_counter() - start
             self._neighbours.stepped()
-        r = len(wanted)
         return StepResult(
             self._ids[:r, :candidates],
             self._best[:r, :candidates],
@@ -262,37 +260,47 @@ class CompiledModel:
         sequences: Sequence[int] | I32,
         rows: Sequence[int] | I32,
         candidates: int,
-    ) -> tuple[npt.NDArray[np.int64], ...]:
-        t, p, s, r = (np.asarray(a, dtype=np.int64) for a in (tokens, positions, sequences, rows))
-        if any(a.ndim != 1 for a in (t, p, s, r)) or not len(t) == len(p) == len(s):
+    ) -> tuple[npt.NDArray[np.int64], list[int]]:
+        # Small batches come many times a second: as few calls of numpy as will do.
+        try:
+            batch = np.array((tokens, positions, sequences), dtype=np.int64)
+            wanted = [int(row) for row in rows]
+        except (ValueError, TypeError) as error:
+            raise UsageError("a batch needs as many positions and sequences as tokens, all in one dimension") from error
+        if batch.ndim != 2:
             raise UsageError("a batch needs as many positions and sequences as tokens, all in one dimension")
-        if not 1 <= len(t) <= self.max_tokens or len(r) > self.max_rows:
+        count = batch.shape[1]
+        if not 1 <= count <= self.max_tokens or len(wanted) > self.max_rows:
             raise UsageError(
-                f"a batch of {len(t)} tokens and {len(r)} rows: this bundle steps 1 to {self.max_tokens} tokens"
+                f"a batch of {count} tokens and {len(wanted)} rows: this bundle steps 1 to {self.max_tokens} tokens"
                 f" and up to {self.max_rows} rows"
             )
         if not 1 <= candidates <= self.max_candidates:
             raise UsageError(f"{candidates} candidates: 1 to {self.max_candidates} are possible")
-        needed = self.row_parameters.most_candidates(len(r))
+        needed = self.row_parameters.most_candidates(len(wanted))
         if candidates < needed <= self.max_candidates:
             raise UsageError(f"a row is drawn from its {needed} best tokens, but the step finds {candidates}")
-        if t.min() < 0 or t.max() >= self.vocab_size:
+        (low_id, low, low_sequence), (high_id, high, high_sequence) = (
+            batch.min(axis=1).tolist(),
+            batch.max(axis=1).tolist(),
+        )
+        if low_id < 0 or high_id >= self.vocab_size:
             raise UsageError(f"token ids must be in 0 .. {self.vocab_size - 1}")
-        if s.min() < 0 or s.max() >= len(self.page_table):
+        if low_sequence < 0 or high_sequence >= len(self.page_table):
             raise UsageError(f"sequences must be in 0 .. {len(self.page_table) - 1}")
-        if p.min() < 0 or p.max() >= self.context:
+        if low < 0 or high >= self.context:
             raise ContextError(
-                f"position {int(p.max())} lies outside the context of {self.context} tokens",
+                f"position {high} lies outside the context of {self.context} tokens",
                 hint="set a larger context (-c)",
             )
-        if len(r) and (r.min() < 0 or r.max() >= len(t)):
-            raise UsageError(f"rows must be in 0 .. {len(t) - 1}")
+        if wanted and (min(wanted) < 0 or max(wanted) >= count):
+            raise UsageError(f"rows must be in 0 .. {count - 1}")
         # Attention reads every page of a sequence up to its last position. One look at all of them usually shows that
         # there is nothing to see; what lies behind a shorter sequence's end may be anything.
-        used = self.page_table[np.unique(s), : int(p.max()) // self.page_tokens + 1]
+        used = self.page_table[:, : high // self.page_tokens + 1]
         if used.min() < 0 or used.max() >= self.pages:
-            self._check_pages(p, s)
-        return t, p, s, r
+            self._check_pages(batch[1], batch[2])
+        return batch, wanted
 
     def _check_pages(self, positions: npt.NDArray[np.int64], sequences: npt.NDArray[np.int64]) -> None:
         for sequence in np.unique(sequences):

@@ -68,7 +68,13 @@ def test_one_prompt(terminal: Terminal) -> None:
     step.prompt_length = len(model.tokenize("x"))
     terminal.use(model, step)
     assert terminal.run("x", "--temp", "0", "-c", "32", "-t", "3") == (0, "hello\n", "")
-    assert terminal.loaded == {"path": Path("m.ryzc"), "context": 32, "threads": 3, "weights": "auto"}
+    assert terminal.loaded == {
+        "path": Path("m.ryzc"),
+        "context": 32,
+        "threads": 3,
+        "weights": "auto",
+        "speculate": "auto",
+    }
     assert step.closed
 
 

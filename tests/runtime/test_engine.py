@@ -381,6 +381,18 @@ def test_a_failed_step_ends_its_requests_only() -> None:
     assert len(engine.submit([FIRST_LETTER] * 3, sampling=GREEDY, max_tokens=4).collect()[0].ids) >= 1
 
 
+def test_a_fault_in_planning_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, _ = toy_engine(ToyStep(sequences=3, pages=60, max_tokens=8, max_rows=4), background=True)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no plan")
+
+    with engine, monkeypatch.context() as patch:
+        patch.setattr(engine.scheduler, "plan", broken)
+        with pytest.raises(InternalError, match="no plan"):
+            engine.submit([FIRST_LETTER] * 3, max_tokens=4).collect()
+
+
 def test_a_thread_of_its_own() -> None:
     engine, step = toy_engine(ToyStep(sequences=5, pages=80, max_tokens=16, max_rows=8), sequences=4, background=True)
     prompts = [[FIRST_LETTER + i] * 3 for i in range(8)]

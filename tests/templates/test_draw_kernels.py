@@ -30,7 +30,7 @@ F32 = npt.NDArray[np.float32]
 
 seeds = st.integers(0, 2**32 - 1)
 threads = st.integers(1, 3)
-vocabularies = st.sampled_from([40, 128, 129, 1000, 2049, 8193, 20000])
+vocabularies = st.sampled_from([40, 129, 2049, 8193, 20000])
 settings = st.builds(
     SamplingParams,
     temperature=st.sampled_from([0.0, 1e-30, 0.01, 0.3, 1.0, 1.7, 30.0, 1e30]),

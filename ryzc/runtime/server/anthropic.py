@@ -111,7 +111,7 @@ class MessageAnswer:
                 return []
             return self._grow({"type": "text", "text": "", "citations": None}, "text", "text_delta", piece.text)
         if isinstance(piece, Thought):
-            block = {"type": "thinking", "thinking": "", "signature": ""}
+            block: dict[str, Any] = {"type": "thinking", "thinking": "", "signature": ""}
             return self._grow(block, "thinking", "thinking_delta", piece.text)
         call = {"id": f"toolu_{piece.id}", "name": piece.call.name, "input": {}, "caller": {"type": "direct"}}
         begin = [*self._close(), *self._begin({"type": "tool_use", **call})]

@@ -12,6 +12,15 @@ from ryzc.runtime.speculation.planner import Planner
 MOST = 16
 """Drafts of a request that one step verifies at most."""
 
+_TOGETHER = 48
+"""Drafts that several requests look for together; a step of more tokens takes longer for each of them."""
+
+_FRUITLESS = 4
+"""Steps of several requests none of whose drafts was worth it, after which some steps are taken without looking."""
+
+_REST = 32
+"""How many these are at most; doubled each time."""
+
 _NOTHING = Draft([], [])
 
 
@@ -54,6 +63,7 @@ class Speculator:
         self.candidates = drafter.candidates
         self.proposed = self.accepted = 0
         self._planner = Planner(drafter, self.cost) if isinstance(drafter, BatchDrafter) else None
+        self._fruitless = self._resting = 0
 
     def open(self, prompt: Sequence[int], *, private: bool = False, draw: Draw | None = None) -> Running:
         """Begin a request, see :meth:`Drafter.open`; it ends with :meth:`close`."""
@@ -80,9 +90,13 @@ class Speculator:
             most: drafts that the step has room for.
         """
         start = time.perf_counter()
-        limits = [min(MOST, limit) for limit in room]
         for one in running:
             one.drafted, one.spent, one.guess = 0, 0.0, None
+        if self._resting and len(running) > 1:
+            self._resting -= 1
+            return [[] for _ in running]
+        each = min(MOST, max(1, _TOGETHER // len(running)))
+        limits = [min(each, limit) for limit in room]
         if self._planner:
             able = [0 if one.account.in_debt else limit for one, limit in zip(running, limits, strict=True)]
             proposals = self._planner.find([one.state for one in running], able, [one.steps for one in running])
@@ -90,6 +104,9 @@ class Speculator:
             proposals = [self._find(one, limit) for one, limit in zip(running, limits, strict=True)]
         base = len(running) if base_tokens is None else base_tokens
         counts = self.cost.choose(proposals, base, most=most)
+        self._fruitless = 0 if any(counts) else self._fruitless + 1
+        if self._fruitless >= _FRUITLESS:
+            self._resting = min(1 << (self._fruitless - _FRUITLESS), _REST)
         if not any(counts) and not self._planner:
             return [[] for _ in running]
         for one, count in zip(running, counts, strict=True):
