@@ -128,6 +128,34 @@ def test_patience_ends(house: Any) -> None:
     house(test, patience=0.1)
 
 
+def test_what_takes_longer_than_anybody_waits_is_loaded_all_the_same(house: Any) -> None:
+    async def test(house: House) -> None:
+        load, begin = house.models._load, threading.Event()
+        house.models._load = lambda entry: (begin.wait(5), load(entry))[1]
+        with pytest.raises(ApiError):
+            await house.models.lease("a")
+        begin.set()
+        house.models.release(await house.models.lease("a"))
+        assert house.models.loads == 1
+
+    house(test, patience=0.2)
+
+
+def test_others_are_served_while_a_model_is_read(house: Any) -> None:
+    async def test(house: House) -> None:
+        await use(house, "a")
+        load, begin = house.models._load, threading.Event()
+        house.models._load = lambda entry: (begin.wait(5), load(entry))[1]
+        waiting = asyncio.create_task(house.models.lease("b"))
+        await asyncio.sleep(0.05)
+        await asyncio.wait_for(use(house, "a"), 1)
+        assert not waiting.done()
+        begin.set()
+        house.models.release(await waiting)
+
+    house(test)
+
+
 def test_a_model_that_cannot_be_loaded(house: Any) -> None:
     async def test(house: House) -> None:
         house.broken.add("a")

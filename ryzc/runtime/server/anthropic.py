@@ -82,7 +82,7 @@ class MessageAnswer:
         self._reply = Reply(job.made, parser, job.model.engine.tokenizer)
         self._blocks: list[dict[str, Any]] = []
         self._open: dict[str, Any] | None = None
-        self._stop: dict[str, Any] = {"stop_reason": None, "stop_sequence": None}
+        self._stop: dict[str, Any] = _stopped(None)
 
     async def whole(self) -> dict[str, Any]:
         """The answer in one piece."""
@@ -109,12 +109,13 @@ class MessageAnswer:
         if isinstance(piece, Text):
             if not piece.text.strip() and self._reply.calls:
                 return []
-            return self._grow({"type": "text", "text": ""}, "text", "text_delta", piece.text)
+            return self._grow({"type": "text", "text": "", "citations": None}, "text", "text_delta", piece.text)
         if isinstance(piece, Thought):
-            block = {"type": "thinking", "thinking": "", "signature": ""}
+            block: dict[str, Any] = {"type": "thinking", "thinking": "", "signature": ""}
             return self._grow(block, "thinking", "thinking_delta", piece.text)
         name = f"toolu_{piece.id}"
-        begin = [*self._close(), *self._begin({"type": "tool_use", "id": name, "name": piece.call.name, "input": {}})]
+        block = {"type": "tool_use", "id": name, "name": piece.call.name, "input": {}, "caller": {"type": "direct"}}
+        begin = [*self._close(), *self._begin(block)]
         self._blocks[-1]["input"] = json.loads(piece.call.arguments)
         delta = {"type": "input_json_delta", "partial_json": piece.call.arguments}
         return [*begin, _event("content_block_delta", index=len(self._blocks) - 1, delta=delta), *self._close()]
@@ -142,18 +143,20 @@ class MessageAnswer:
     def _ended(self, reason: str) -> dict[str, Any]:
         hit = self._job.streams[0].request.sequences[0].stop_hit
         if reason == "length":
-            return {"stop_reason": "max_tokens", "stop_sequence": None}
+            return _stopped("max_tokens")
         if isinstance(hit, str):
-            return {"stop_reason": "stop_sequence", "stop_sequence": hit}
-        return {"stop_reason": "tool_use" if self._reply.calls else "end_turn", "stop_sequence": None}
+            return _stopped("stop_sequence", hit)
+        return _stopped("tool_use" if self._reply.calls else "end_turn")
 
-    def _usage(self) -> dict[str, int]:
+    def _usage(self) -> dict[str, Any]:
         prompt, cached, completion = self._job.usage()
         return {
             "input_tokens": prompt - cached,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": cached,
             "output_tokens": completion,
+            "output_tokens_details": {"thinking_tokens": self._reply.reasoning_tokens},
+            "server_tool_use": None,
         }
 
     def _document(self, blocks: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -164,8 +167,12 @@ class MessageAnswer:
             "model": self._job.model.name,
             "content": list(blocks),
             **self._stop,
-            "usage": self._usage(),
+            "usage": {**self._usage(), "cache_creation": None, "inference_geo": None, "service_tier": "standard"},
         }
+
+
+def _stopped(reason: str | None, sequence: str | None = None) -> dict[str, Any]:
+    return {"stop_reason": reason, "stop_sequence": sequence, "stop_details": None, "container": None}
 
 
 def _event(name: str, **values: Any) -> bytes:

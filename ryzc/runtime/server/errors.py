@@ -47,6 +47,8 @@ class ApiError(Exception):
     def headers(self) -> dict[str, str]:
         """What goes with it."""
         headers = {} if self.retry_after is None else {"retry-after": str(max(1, math.ceil(self.retry_after)))}
+        if self.status == 501:
+            headers["x-should-retry"] = "false"  # OpenAI's and Anthropic's clients ask again after any other 5xx
         return headers | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
 
     def openai(self) -> dict[str, Any]:

@@ -141,14 +141,14 @@ class Entry:
 class Models:
     """The registry; all of it runs on the event loop, but for loading and unloading.
 
-    A model that a request uses is never unloaded: a request for another one waits until enough is free. While one
-    waits, further requests for a model that must make room wait too, so that it does get its turn.
+    A model that a request uses is never unloaded: a request for another one waits until enough is free. While it does,
+    further requests for loaded models wait too, so that it gets its turn; while the new model is read, they do not.
 
     Args:
         entries: what can be loaded; requests that name no model get the first.
         load: makes an engine of an entry; runs on ``executor``.
         budget: bytes that all loaded models may take together; ``None`` is no limit.
-        patience: seconds that a request waits for its model.
+        patience: seconds that a request waits for its model; what it began to load is loaded all the same.
     """
 
     def __init__(
@@ -169,8 +169,10 @@ class Models:
         self._executor = executor
         self._budget = budget
         self._patience = patience
-        self._changed = asyncio.Condition()
-        self._changing = False
+        self._loading: tuple[str, asyncio.Task[Loaded]] | None = None
+        self._waiting = 0
+        self._room_for: str | None = None
+        self._changed = asyncio.Event()
 
     @property
     def default(self) -> Entry:
@@ -193,7 +195,7 @@ class Models:
         """A model, loaded if need be, that stays until :meth:`release`.
 
         Raises:
-            ApiError: there is none of that name, it cannot be loaded, or memory is not free in time.
+            ApiError: there is none of that name, it cannot be loaded, or it is not there in time.
         """
         entry = self.entry(name)
         try:
@@ -205,48 +207,57 @@ class Models:
             ) from None
 
     async def _lease(self, entry: Entry) -> Loaded:
-        async with self._changed:
-            while True:
-                model = self.loaded.get(entry.name)
-                if model is not None and not self._changing:
-                    return self._touch(model)
-                if not self._changing:
-                    break
-                await self._changed.wait()
-            self._changing = True
-        try:
-            await self._make_room(entry)
-            model = await self._open(entry)
-            return self._touch(model)
-        finally:
-            self._changing = False
-            async with self._changed:
-                self._changed.notify_all()
+        while True:
+            model = self.loaded.get(entry.name)
+            if model is not None and self._room_for is None:
+                self.loaded[model.name] = self.loaded.pop(model.name)
+                model.leases += 1
+                return model
+            if self._loading is None:
+                self._loading = (entry.name, asyncio.create_task(self._bring(entry)))
+            name, task = self._loading
+            if name == entry.name:
+                await self._wait_for(task)  # and once more around: it may have had to go again already
+            else:
+                await asyncio.wait([task])
 
-    def _touch(self, model: Loaded) -> Loaded:
-        self.loaded[model.name] = self.loaded.pop(model.name)
-        model.leases += 1
-        return model
+    async def _wait_for(self, task: asyncio.Task[Loaded]) -> None:
+        """Wait for a load; where nobody does any more, no room is made for it either."""
+        self._waiting += 1
+        try:
+            await asyncio.shield(task)
+        finally:
+            self._waiting -= 1
+            if not self._waiting and self._room_for is not None:
+                task.cancel()
+                self._loading = self._room_for = None
 
     def release(self, model: Loaded) -> None:
         """A request is done with its model."""
         model.leases -= 1
-        if not model.leases and self._changing:
-            asyncio.get_running_loop().create_task(self._wake())
+        self._changed.set()
 
-    async def _wake(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+    async def _bring(self, entry: Entry) -> Loaded:
+        """Load a model, whoever still waits for it."""
+        mine = self._loading
+        try:
+            await self._make_room(entry)
+            return await self._open(entry)
+        finally:
+            if self._loading is mine:
+                self._loading = self._room_for = None
 
     async def _make_room(self, entry: Entry) -> None:
         """Unload idle models, the least recently used first, until an entry fits; waits for running requests."""
+        self._room_for = entry.name
         while self.loaded and self._excess(entry) > 0:
             idle = next((model for model in self.loaded.values() if not model.leases), None)
             if idle is not None:
                 await self._close(idle)
-                continue
-            async with self._changed:
-                await self._changed.wait_for(lambda: any(not m.leases for m in self.loaded.values()))
+            else:
+                self._changed.clear()
+                await self._changed.wait()
+        self._room_for = None
 
     def _excess(self, entry: Entry) -> int:
         if self._budget is None:
@@ -277,21 +288,11 @@ class Models:
         log.info("model unloaded", model=model.name)
 
     async def _in_thread(self, work: Callable[[], Result]) -> Result:
-        """A thread's work, finished even if its request gives up: a half-loaded engine must not be forgotten."""
-        task = asyncio.get_running_loop().run_in_executor(self._executor, work)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.add_done_callback(_close_result)
-            raise
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
     async def close(self) -> None:
-        """Unload everything; running requests are cancelled."""
+        """Unload everything, what is being loaded included; running requests are cancelled."""
+        if self._loading is not None:
+            await asyncio.wait([self._loading[1]])
         for model in list(self.loaded.values()):
             await self._close(model)
-
-
-def _close_result(task: asyncio.Future[Any]) -> None:
-    """Of a load that nobody waits for any more."""
-    if not task.cancelled() and task.exception() is None and isinstance(task.result(), Loaded):
-        task.result().engine.close()

@@ -123,8 +123,11 @@ class ResponseFields(SamplingFields):
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
     store: bool | None = None
+    # Kept to be told again.
     metadata: dict[str, str] | None = Field(default=None, max_length=16)
     user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
     n: Literal[1] | None = None
 
     @property

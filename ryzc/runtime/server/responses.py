@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from ryzc.runtime.server.openai_chat import token_entry
 from ryzc.runtime.server.reply import Piece, Reply, Text, Thought, ToolCall
 from ryzc.runtime.server.response_fields import ResponseFields
 from ryzc.runtime.server.response_store import Kept, ResponseStore
+from ryzc.runtime.server.sampling import sampling
 from ryzc.runtime.server.service import Job, Service, Submission, deltas
 
 
@@ -118,6 +120,7 @@ class ResponseAnswer:
         self._job, self._body, self._conversation, self._store = job, body, conversation, store
         self._id = f"resp_{secrets.token_hex(16)}"
         self._tokenizer = job.model.engine.tokenizer
+        self._sampling = sampling(body, job.model)
         parser = job.model.family.parser() if job.made.parser is not None else None
         self._reply = Reply(job.made, parser, self._tokenizer)
         self._items: list[dict[str, Any]] = []
@@ -259,31 +262,39 @@ class ResponseAnswer:
         body = self._body
         given = body.model_dump(exclude_none=True, by_alias=True)
         ended = status in ("completed", "incomplete")
+        chosen = self._sampling
         return {
             "id": self._id,
             "object": "response",
             "created_at": self._job.created,
+            "completed_at": int(time.time()) if status == "completed" else None,
             "status": status,
             "background": False,
             "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
+            "max_tool_calls": None,
             "model": self._job.model.name,
             "output": [dict(item) for item in self._items] if ended else [],
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": body.previous_response_id,
             "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
             "store": body.store is not False,
-            "temperature": body.temperature,
+            "temperature": chosen.temperature,
             "text": given.get("text") or {"format": {"type": "text"}},
             "tool_choice": given.get("tool_choice", "auto"),
-            "tools": given.get("tools", []),
+            "tools": [tool.model_dump() for tool in body.tools or ()],
             "top_logprobs": body.top_logprobs or 0,
-            "top_p": body.top_p,
+            "top_p": chosen.top_p,
+            "presence_penalty": chosen.presence_penalty,
+            "frequency_penalty": chosen.frequency_penalty,
             "truncation": body.truncation or "disabled",
             "usage": self._usage() if ended else None,
             "user": body.user,
+            "service_tier": "default",
+            "safety_identifier": body.safety_identifier,
+            "prompt_cache_key": body.prompt_cache_key,
             "metadata": body.metadata or {},
         }
 

@@ -1,0 +1,65 @@
+"""``ryzc serve`` as a user starts it, for as long as a test needs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import tiny_chat
+
+TEMPLATE = (
+    "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}\n{% endfor %}"
+    "{% if tools %}<tools>{{ tools | tojson }}</tools>\n{% endif %}"
+    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
+"""One that knows tools, in the manner of Qwen."""
+
+
+@contextmanager
+def serve(*models: str, **flags: str | int) -> Iterator[str]:
+    """A server of models (``NAME=SOURCE`` or ``SOURCE``); its URL.
+
+    Args:
+        models: what it serves.
+        flags: of ``ryzc serve``, with underscores.
+    """
+    options = [text for name, value in flags.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "ryzc", "serve", *models, "--port", "0", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr is not None
+    lines = []
+    try:
+        for line in process.stderr:
+            lines.append(line)
+            if found := re.search(r'url="?(http://[^" ]+)', line):
+                break
+        else:
+            raise AssertionError("".join(lines))
+        threading.Thread(target=process.stderr.read, daemon=True).start()  # or its log would fill the pipe
+        yield found[1]
+        assert process.poll() is None, "the server died"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+@contextmanager
+def tiny(*names: str, **flags: str | int) -> Iterator[str]:
+    """A server of a tiny random model under some names; its URL."""
+    with tempfile.TemporaryDirectory() as directory:
+        bundle = tiny_chat.write(Path(directory) / "tiny.ryzc", template=TEMPLATE, context=8192)
+        with serve(*(f"{name}={bundle}" for name in names or ("tiny",)), ctx_size=8192, threads=1, **flags) as url:
+            yield url
