@@ -112,7 +112,10 @@ def test_sampling_flags_reach_the_sampler(terminal: Terminal, monkeypatch: pytes
         return generate(prompt, **options)
 
     monkeypatch.setattr(model, "generate", spy)
-    flags = "--temp 0.5 --top-k 7 --top-p 0.6 --min-p 0.01 -s 9 --repeat-penalty 1.2 --repeat-last-n 5 -n 4 --raw"
+    flags = (
+        "--temp 0.5 --top-k 7 --top-p 0.6 --min-p 0.01 -s 9 --repeat-penalty 1.2 --repeat-last-n 5 -n 4 --raw"
+        " --typical 0.9 --presence-penalty 0.2 --frequency-penalty 0.3"
+    )
     assert terminal.run("abc", *flags.split())[0] == 0
     assert seen == [
         {
@@ -125,6 +128,9 @@ def test_sampling_flags_reach_the_sampler(terminal: Terminal, monkeypatch: pytes
             "seed": 9,
             "repeat_penalty": 1.2,
             "repeat_last_n": 5,
+            "typical_p": 0.9,
+            "presence_penalty": 0.2,
+            "frequency_penalty": 0.3,
         }
     ]
     terminal.run("abc", "--raw", "-n", "1")

@@ -12,7 +12,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 
-from conformance import outcome, registry, serving
+from conformance import outcome, serving
 from conformance.outcome import Case, Outcome
 from conformance.registry import Environment
 
@@ -53,7 +53,17 @@ def _run(environment: Environment, package: str, files: Sequence[str], url: str)
     variables = {**os.environ, "TEST_API_BASE_URL": url, "PYTHONPATH": str(Path(__file__).parent)}
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "report.xml"
-        command = [str(environment.python), "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "--tb=line"]
+        command = [
+            str(environment.python),
+            "-m",
+            "pytest",
+            "-q",
+            "-o",
+            "addopts=",
+            "-p",
+            "no:cacheprovider",
+            "--tb=line",
+        ]
         names = [f"tests/api_resources/{file}" for file in files]
         said = outcome.run(
             [*command, "-p", "seeding", f"--junitxml={report}", *names], cwd=source, env=variables, timeout=300

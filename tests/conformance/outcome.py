@@ -64,7 +64,10 @@ class Outcome:
         passed = {case.test for case in self.cases if case.passed}
         return [
             *(f"{test}: {cases[0].message}" for test, cases in failures.items() if test not in reasons),
-            *(f"{test}: expected to fail, and it passes; take it off the list" for test in sorted(passed & set(reasons))),
+            *(
+                f"{test}: expected to fail, and it passes; take it off the list"
+                for test in sorted(passed & set(reasons))
+            ),
             *(f"{test}: expected to fail, and there is no such test" for test in sorted(set(reasons) - ran)),
         ]
 
@@ -73,7 +76,11 @@ class Outcome:
         reasons = expected(self.name)
         skipped = self.count(None)
         counts = f"{len(self.cases) - skipped} run, {self.count(True)} passed, {self.count(False)} expected to fail"
-        lines = [f"## {self.title}", "", f"{self.scope} {counts}{f', {skipped} skipped by the suite' if skipped else ''}."]
+        lines = [
+            f"## {self.title}",
+            "",
+            f"{self.scope} {counts}{f', {skipped} skipped by the suite' if skipped else ''}.",
+        ]
         by_reason: dict[str, list[str]] = defaultdict(list)
         for test in self.failures:
             by_reason[reasons.get(test, "not expected")].append(test)
