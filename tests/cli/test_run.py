@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from toy_model import FIRST_LETTER, ToyStep, ToyTokenizer, greedy, scripted, toy
 
 from ryzc import cli
 from ryzc.runtime.model import Generation, Model
+from ryzc.runtime.sampling import SamplingParams
 
 TEMPLATE = "{% for m in messages %}{{ m.role[0] }}.{{ m.content }} {% endfor %}a."
 
@@ -134,8 +136,8 @@ def test_sampling_flags_reach_the_sampler(terminal: Terminal, monkeypatch: pytes
         }
     ]
     terminal.run("abc", "--raw", "-n", "1")
-    library = Model.generate.__kwdefaults__ or {}
-    assert seen[1] == {**{name: library[name] for name in seen[1]}, "raw": True, "max_tokens": 1}
+    library = asdict(SamplingParams()) | {"raw": True, "max_tokens": 1}
+    assert seen[1] == {name: library[name] for name in seen[1]}
 
 
 def test_same_seed_same_text(terminal: Terminal) -> None:
