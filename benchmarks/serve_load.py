@@ -108,9 +108,12 @@ async def load(url: str, chats: int, seconds: float) -> Seen:
 
 
 async def totals(url: str) -> dict[str, float]:
-    """Sums of a ryzc server's metrics; empty for others."""
+    """Sums of a ryzc server's metrics; empty for others, and for one that has died."""
     parts = urlsplit(url)
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    try:
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    except OSError:
+        return {}
     writer.write(f"GET /metrics HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n".encode())
     found: dict[str, float] = {}
     for line in (await reader.read()).decode(errors="replace").splitlines():
