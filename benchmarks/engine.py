@@ -65,6 +65,7 @@ def measure(bundle: Path, model: Path | None, threads: int, rounds: int) -> dict
                 schedule_share=many["schedule"] / many["seconds"],
                 first_ms=1000 * first["first"],
                 later_ms=1000 * first["later"],
+                beside_ms=1000 * first["beside"],
                 first_over_later=first["first"] / first["later"],
                 pages=first["pages"],
             )

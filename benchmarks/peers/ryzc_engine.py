@@ -57,25 +57,30 @@ class RyzcEngine:
         return {"seconds": native + schedule, "tokens": made, "native": native, "schedule": schedule}
 
     def first_tokens(self, requests: int, shared: int, own: int) -> dict[str, float]:
-        """Seconds to the first token of prompts with a common beginning, one after the other.
+        """Seconds to the first token of prompts with a common beginning.
 
         Returns:
-            That of the ``first``, the median ``later`` one, those before still answering, and the ``pages`` of the pool
-            that all hold together.
+            That of the ``first``; the median of the ``later`` ones, one after the other; the median of as many more,
+            ``beside`` all of those before that still answer; and the ``pages`` of the pool that these hold together.
         """
-        engine = self._engine
-        beginning, waits, streams = self._ids(shared), [], []
-        for _ in range(requests):
+        beginning = self._ids(shared)
+        waits: list[float] = []
+        streams = []
+        for tokens in [2] * requests + [128] * requests:
             start = time.perf_counter()
-            stream = engine.submit(beginning + self._ids(own), sampling=GREEDY, max_tokens=64, ignore_eos=True)
+            prompt = beginning + self._ids(own)
+            stream = self._engine.submit(prompt, sampling=GREEDY, max_tokens=tokens, ignore_eos=True)
             while not _begun(stream):
-                engine.step()
+                self._engine.step()
             waits.append(time.perf_counter() - start)
+            if tokens == 2:
+                stream.collect()
             streams.append(stream)
-        pages = engine.pool.used
-        for stream in streams:
+        pages = self._engine.pool.used
+        for stream in streams[requests:]:
             stream.collect()
-        return {"first": waits[0], "later": statistics.median(waits[1:]), "pages": pages}
+        later, beside = statistics.median(waits[1:requests]), statistics.median(waits[requests:])
+        return {"first": waits[0], "later": later, "beside": beside, "pages": pages}
 
     def about(self) -> dict[str, str | int | float]:
         """What a reader has to know."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import TypeAlias
+
+from ryzc.kv_formats import key_bytes, value_bytes
 
 Parameter: TypeAlias = str | int | float | bool | tuple[str, ...] | tuple[int, ...]
 
@@ -94,15 +96,6 @@ class PackedWeight:
     bytes: int
 
 
-KV_BITS: Final = {"f16": 16, "f32": 32, "int8": 8}
-"""Bits of an element by the dtype of the cache."""
-
-
-def kv_vector_bytes(dtype: str, head_dim: int) -> int:
-    """Bytes of one head's key, or value, of a token, its scale included."""
-    return head_dim * KV_BITS[dtype] // 8 + (4 if dtype == "int8" else 0)
-
-
 @dataclass(frozen=True)
 class KVSpec:
     """How keys and values are kept.
@@ -111,12 +104,15 @@ class KVSpec:
     ``i * layer_bytes``; there, each head has its keys as ``[head_dim, page_tokens]`` and then its values as
     ``[page_tokens, head_dim]``.
 
-    In ``int8`` the elements are codes, and a head of a token has one scale: keys are the bytes ``code + 128`` in
-    ``[head_dim / 4, page_tokens, 4]``, then their scales f32 ``[page_tokens]``; values are signed codes in
-    ``[page_tokens / 4, head_dim, 4]``, then their scales. Both went through a Hadamard transform before.
+    Codes went through a Hadamard transform of blocks before. Keys of 8 bits are the bytes ``code + 128`` in
+    ``[head_dim / 4, page_tokens, 4]``, then their scales ``[head_dim / block, page_tokens]``; values of 8 bits are
+    signed codes in ``[page_tokens / 4, head_dim, 4]``, then their scales ``[page_tokens]``. Codes of 4 bits lie so too,
+    two to a byte: element ``i`` of 32 in the low half, ``i + 16`` in the high half. After them come, as bytes, scales
+    ``[head_dim / 16, page_tokens]``, and zero points: those of keys lie as scales do, those of values in
+    ``[page_tokens / 4, head_dim / 16, 4]``.
 
     Attributes:
-        dtype: ``f16``, ``f32`` or ``int8``.
+        dtype: a name of :data:`ryzc.kv_formats.KV_FORMATS`.
         windows: per layer how many tokens back attention reaches, itself included; 0 is all.
         page_bytes: bytes of a page, a multiple of 64.
     """
@@ -132,7 +128,7 @@ class KVSpec:
     @property
     def token_bytes(self) -> int:
         """Bytes of a token's keys and values in one layer."""
-        return 2 * self.kv_heads * kv_vector_bytes(self.dtype, self.head_dim)
+        return self.kv_heads * (key_bytes(self.dtype, self.head_dim) + value_bytes(self.dtype, self.head_dim))
 
     @property
     def layer_bytes(self) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ryzc.bundle import strict_json
-from ryzc.bundle.plan import KV_BITS, KVSpec, Operand, Plan
+from ryzc.bundle.plan import KVSpec, Operand, Plan
 from ryzc.errors import BundleError
+from ryzc.kv_formats import KV_FORMATS
 
 ALIGNMENT = 64
 
@@ -70,7 +71,7 @@ def _span_of(
 
 
 def _check_kv(kv: KVSpec, where: str) -> None:
-    _require(kv.dtype in KV_BITS, where, f"pages of {kv.dtype!r} are not known")
+    _require(kv.dtype in KV_FORMATS, where, f"pages of {kv.dtype!r} are not known")
     _require(min(kv.layers, kv.kv_heads, kv.head_dim, kv.page_tokens) >= 1, where, "its pages are empty")
     _require(len(kv.windows) == kv.layers, where, "not every layer has a window")
     needed = kv.layers * kv.layer_bytes

@@ -29,7 +29,7 @@ from ryzc.errors import UsageError
 @click.option("--tune", is_flag=True, help="Measure on this CPU which method suits each kernel; see `ryzc inspect`.")
 @click.option(
     "--kv",
-    type=click.Choice(["f16", "int8", "f32"]),
+    type=click.Choice(["f16", "int8", "int8-int4", "int4", "f32"]),
     help="How keys and values are kept: by default f16, or f32 with --activations f32; int8 is half of f16.",
 )
 def command(source: str, output: Path | None, target: str, activations: str, tune: bool, kv: str | None) -> None:

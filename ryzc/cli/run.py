@@ -15,6 +15,7 @@ from ryzc.errors import UsageError, UserError
 if TYPE_CHECKING:
     from ryzc.runtime.model import Generation, Model
     from ryzc.runtime.prompts import Prompt
+    from ryzc.runtime.sampling.grammar import Grammar
 
 WEIGHTS = {None: "auto", True: "map", False: "copy"}
 HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
@@ -29,11 +30,19 @@ HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an
 @click.option(
     "--min-p", type=float, default=0.05, show_default=True, help="Least probability, the best token's being 1."
 )
+@click.option(
+    "--typical", "typical_p", type=float, default=1.0, show_default=True, help="Locally typical share; 1 is off."
+)
 @click.option("-s", "--seed", type=int, default=-1, show_default=True, help="Seed of the random numbers; -1 draws one.")
 @click.option(
     "--repeat-penalty", type=float, default=1.0, show_default=True, help="Penalty on recent tokens; 1 is off."
 )
 @click.option("--repeat-last-n", type=int, default=64, show_default=True, help="How many are recent; -1 is all.")
+@click.option("--presence-penalty", type=float, default=0.0, help="Taken off the logits of tokens in the answer.")
+@click.option("--frequency-penalty", type=float, default=0.0, help="The same, as often as they are in it.")
+@click.option(
+    "-j", "--json-schema", help="A JSON schema that the answer fits; '{}' is any object. Needs the extra serve."
+)
 @click.option(
     "-n",
     "--predict",
@@ -70,6 +79,7 @@ def command(
     verbose: bool,
     predict: int,
     seed: int,
+    json_schema: str | None,
     **sampling: Any,
 ) -> None:
     """Answer a prompt, what comes on stdin, or chat.
@@ -93,7 +103,10 @@ def command(
     with load(bundle, context=ctx_size, threads=threads, weights=WEIGHTS[mmap], speculate=speculate) as loaded:
         if verbose:
             _terminal.say(loading(loaded, time.perf_counter() - start))
-        session = Session(loaded, system, raw, verbose, {"max_tokens": None if predict < 0 else predict, **sampling})
+        options = {"max_tokens": None if predict < 0 else predict, **sampling}
+        if json_schema is not None:
+            options["grammar"] = fitting(loaded, json_schema)
+        session = Session(loaded, system, raw, verbose, options)
         if prompt is not None:
             session.answer(prompt)
         else:
@@ -177,6 +190,17 @@ class Session:
         except UserError as error:
             hint = "/clear forgets the conversation" if len(self.messages) > len(self.start) else error.hint
             _terminal.say(f"error: {error}" + (f"\nhint: {hint}" if hint else ""))
+
+
+def fitting(model: Model, schema: str) -> Grammar:
+    """The grammar of a JSON schema.
+
+    Raises:
+        UsageError: it is none, or llguidance is not installed.
+    """
+    from ryzc.runtime.sampling.grammar import Grammar
+
+    return Grammar.from_json_schema(None if schema.strip() == "{}" else schema, model.engine.grammar_tokens)
 
 
 def loading(model: Model, seconds: float) -> str:

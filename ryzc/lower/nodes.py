@@ -16,8 +16,11 @@ from ryzc import formats
 from ryzc.bundle.plan import Operand, PackedWeight
 from ryzc.errors import InternalError
 from ryzc.formats import AffineFormat
+from ryzc.graph.ops.paged_codes import suffix
+from ryzc.kv_formats import KV_FORMATS
 from ryzc.lower.planner import Handle, Handler, Planner, attribute, kv_spec, logits_stride
 from ryzc.lower.weights import Matrix, Produce, by_format, matrices, pack_gated, pack_rows, packed_bytes
+from ryzc.passes.kv_layout import of_pages
 from ryzc.templates.kernels.activations import BLOCK, RECORD_BYTES
 from ryzc.templates.kernels.attention import Attention
 from ryzc.templates.kernels.attention_rows import MOST
@@ -326,7 +329,7 @@ def _rope_append(planner: Planner, node: ir.Node) -> None:
     qkv, cos, sin, k_pages = (_input(node, i) for i in range(4))
     heads, kv_heads, head_dim = (int(attribute(node, n)) for n in ("heads", "kv_heads", "head_dim"))
     norms = [v for v in node.inputs[-2:] if v is not None]
-    page_tokens, dtype = _page(planner, k_pages)
+    page_tokens, dtype = _page(planner, node)
     spec = kv_spec(planner.facts, page_tokens, dtype)
     planner.phase()
     q = planner.buffer("q", F32_BYTES * heads * head_dim)
@@ -351,8 +354,9 @@ def _rope_append(planner: Planner, node: ir.Node) -> None:
 def _paged_attention(planner: Planner, node: ir.Node) -> None:
     q, k_pages = _input(node, 0), _input(node, 1)
     heads, kv_heads = (int(attribute(node, n)) for n in ("heads", "kv_heads"))
-    source = _input(_producer(k_pages), 3)
-    page_tokens, dtype = _page(planner, source)
+    append = _producer(k_pages)
+    source = _input(append, 3)
+    page_tokens, dtype = _page(planner, append)
     spec = kv_spec(planner.facts, page_tokens, dtype)
     window = int(attribute(node, "window"))
     planner.phase()
@@ -373,15 +377,15 @@ def _paged_attention(planner: Planner, node: ir.Node) -> None:
     planner.define(node.outputs[0], out)
 
 
-def _page(planner: Planner, pages: ir.Value) -> tuple[int, str]:
-    if pages.shape is None or not isinstance(pages.shape[-1], int):
-        raise InternalError(f"{pages.name}: pages have no known size")
-    kinds: dict[ir.DataType | None, str] = {
-        ir.DataType.FLOAT16: "f16",
-        ir.DataType.FLOAT: "f32",
-        ir.DataType.INT8: "int8",
+def _page(planner: Planner, append: ir.Node) -> tuple[int, str]:
+    """Tokens of a page and the format of the pages that a node stores to."""
+    parts = {
+        name.partition(".")[0]: value for value in append.inputs if value is not None for name in [str(value.name)]
     }
-    planner.page_tokens, planner.kv_dtype = int(pages.shape[-1]), kinds[pages.dtype]
+    keys, values = parts["k_pages"], parts["v_pages"]
+    if keys.shape is None or not isinstance(keys.shape[-1], int):
+        raise InternalError(f"{keys.name}: pages have no known size")
+    planner.page_tokens, planner.kv_dtype = int(keys.shape[-1]), of_pages(keys.dtype, values.dtype)
     return planner.page_tokens, planner.kv_dtype
 
 
@@ -437,6 +441,7 @@ def _input(node: ir.Node, index: int) -> ir.Value:
     return value
 
 
+_PAGED: dict[str, Handler] = {"RopeAppend": _rope_append, "PagedAttention": _paged_attention}
 _OWN: dict[str, Handler] = {
     "Embedding": _embedding,
     "RopeAngles": _rope_angles,
@@ -449,10 +454,7 @@ _OWN: dict[str, Handler] = {
     "LinearF32": _linear_f32,
     "LinearF32Residual": _linear_f32_residual,
     "LinearF32Gated": _linear_f32_gated,
-    "RopeAppend": _rope_append,
-    "PagedAttention": _paged_attention,
-    "RopeAppendInt8": _rope_append,
-    "PagedAttentionInt8": _paged_attention,
+    **{f"{kind}{suffix(name)}": handler for kind, handler in _PAGED.items() for name in KV_FORMATS},
 }
 _STANDARD: dict[str, Handler] = {
     "Concat": _nothing,

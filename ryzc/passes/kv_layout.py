@@ -2,8 +2,9 @@
 
 The graph gains the inputs ``sequences`` int64[T], ``page_table`` int64[S, P] and per layer
 ``k_pages.I`` [pages, Hk, D, page_tokens] and ``v_pages.I`` [pages, Hk, page_tokens, D], and gives the
-updated pages back as ``k_pages.I.next`` and ``v_pages.I.next``. Pages of int8 have scales ``k_scales.I`` and
-``v_scales.I`` [pages, Hk, page_tokens] beside them, which are updated likewise. Norms and rotation of queries and keys
+updated pages back as ``k_pages.I.next`` and ``v_pages.I.next``. Pages of codes have scales
+``k_scales.I`` and ``v_scales.I`` [pages, Hk, page_tokens, blocks of a head] beside them, and where codes have 4 bits
+zero points ``k_zeros.I`` and ``v_zeros.I``, which are updated likewise. Norms and rotation of queries and keys
 join the storing.
 """
 
@@ -28,9 +29,20 @@ from ryzc.graph.nodes import (
     real,
     replace,
 )
+from ryzc.graph.ops.paged_codes import cache, suffix
+from ryzc.kv_formats import GROUP, KV_FORMATS, block
 from ryzc.passes.pass_ import Pass, Report
 
-DTYPES = {"f16": ir.DataType.FLOAT16, "f32": ir.DataType.FLOAT, "int8": ir.DataType.INT8}
+_ELEMENTS = {16: ir.DataType.FLOAT16, 32: ir.DataType.FLOAT, 8: ir.DataType.INT8, 4: ir.DataType.UINT8}
+"""The type of a page's element, by its bits."""
+
+
+def of_pages(keys: ir.DataType | None, values: ir.DataType | None) -> str:
+    """The name of the format whose keys and values have elements of these types."""
+    for format_ in KV_FORMATS.values():
+        if (_ELEMENTS[format_.key_bits], _ELEMENTS[format_.value_bits]) == (keys, values):
+            return format_.name
+    raise InternalError(f"no pages hold keys of {keys} and values of {values}")
 
 
 @dataclass(frozen=True)
@@ -54,10 +66,10 @@ class KVLayout(Pass):
     def __init__(self, *, page_tokens: int = 32, dtype: str = "f16") -> None:
         if page_tokens < 1:
             raise UsageError(f"a page of {page_tokens} tokens makes no sense")
-        if dtype not in DTYPES:
-            raise UsageError(f"keys and values cannot be kept as {dtype!r}", hint="use f16, int8 or f32")
+        if dtype not in KV_FORMATS:
+            raise UsageError(f"keys and values cannot be kept as {dtype!r}", hint=f"use {', '.join(KV_FORMATS)}")
         self.page_tokens = page_tokens
-        self.dtype = DTYPES[dtype]
+        self.format = KV_FORMATS[dtype]
 
     def run(self, model: ir.Model) -> Report:
         graph = model.graph
@@ -83,7 +95,8 @@ class KVLayout(Pass):
         sequences = add_input(graph, "sequences", ir.DataType.INT64, [tokens])
         page_table = add_input(graph, "page_table", ir.DataType.INT64, ["S", "P"])
         cache = self._cache(layer, kv_heads, head_dim)
-        kind = "Int8" if self.dtype == ir.DataType.INT8 else ""
+        kind = suffix(self.format.name)
+        blocks = {"block": block(head_dim)} if self.format.coded else {}
 
         qkv = operand(q.split, 0)
         append = make(
@@ -109,6 +122,7 @@ class KVLayout(Pass):
                 "head_dim": head_dim,
                 "interleaved": q.interleaved,
                 "epsilon": q.epsilon,
+                **blocks,
             },
         )
         graph.insert_before(attention, append)
@@ -122,6 +136,7 @@ class KVLayout(Pass):
                 "kv_heads": kv_heads,
                 "scale": real(attention, "scale"),
                 "window": integer(attention, "window"),
+                **blocks,
             },
         )
         replace(graph, y, paged)
@@ -129,14 +144,18 @@ class KVLayout(Pass):
 
     def _cache(self, layer: int, kv_heads: int, head_dim: int) -> list[tuple[str, ir.DataType, list[Dim]]]:
         """Names, types and shapes of what keeps a layer's keys and values."""
-        keys: list[Dim] = ["pages", kv_heads, head_dim, self.page_tokens]
-        values: list[Dim] = ["pages", kv_heads, self.page_tokens, head_dim]
-        scales: list[Dim] = ["pages", kv_heads, self.page_tokens]
+        format_, slots = self.format, self.page_tokens
+        own: dict[str, tuple[int, list[Dim], int]] = {
+            "k": (format_.key_bits, [head_dim, slots], head_dim // block(head_dim)),
+            "v": (format_.value_bits, [slots, head_dim], 1),
+        }
         parts = []
-        for letter, shape in (("k", keys), ("v", values)):
-            parts.append((f"{letter}_pages.{layer}", self.dtype, shape))
-            if self.dtype == ir.DataType.INT8:
-                parts.append((f"{letter}_scales.{layer}", FLOAT, scales))
+        for name in cache(format_.name):
+            letter, kind = name.split("_")
+            bits, shape, blocks = own[letter]
+            per_head: list[Dim] = shape if kind == "pages" else [slots, blocks if bits == 8 else head_dim // GROUP]
+            types = {"pages": _ELEMENTS[bits], "scales": FLOAT, "zeros": ir.DataType.UINT8}
+            parts.append((f"{name}.{layer}", types[kind], ["pages", kv_heads, *per_head]))
         return parts
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from ryzc.runtime.sampling import SamplingParams
 from ryzc.runtime.step import CompiledModel, StepResult
 from ryzc.runtime.stream import Stream
 from ryzc.runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from ryzc.runtime.sampling.grammar import Grammar
 
 TOGETHER = 8
 """Unfinished generations that a model keeps in flight."""
@@ -96,15 +99,10 @@ class Model:
         prompt: Prompt,
         *,
         max_tokens: int | None = None,
-        temperature: float = SamplingParams.temperature,
-        top_k: int = SamplingParams.top_k,
-        top_p: float = SamplingParams.top_p,
-        min_p: float = SamplingParams.min_p,
-        seed: int | None = None,
-        repeat_penalty: float = SamplingParams.repeat_penalty,
-        repeat_last_n: int = SamplingParams.repeat_last_n,
         stop: str | Sequence[str] = (),
         raw: bool = False,
+        grammar: Grammar | None = None,
+        **sampling: Any,
     ) -> Generation:
         """Continue a prompt.
 
@@ -112,10 +110,10 @@ class Model:
             prompt: a text, which a model with a chat template takes as a user's message; messages with
                 ``role`` and ``content``; or token ids, taken as they are.
             max_tokens: at most so many new tokens; ``None`` is up to the end of the context.
-            temperature, top_k, top_p, min_p, seed, repeat_penalty, repeat_last_n: see
-                :class:`ryzc.runtime.sampling.SamplingParams`.
             stop: texts that end the generation; they are not part of it.
             raw: take a text as it is, without the chat template.
+            grammar: what the text must match, made with :attr:`ryzc.runtime.engine.Engine.grammar_tokens`.
+            sampling: fields of :class:`ryzc.runtime.sampling.SamplingParams`: temperature, top_k, seed, ...
 
         Returns:
             An iterator over pieces of text, which also tells why it ended and how fast it was.
@@ -124,17 +122,8 @@ class Model:
             ContextError: the prompt does not fit into the context.
             UsageError: an argument makes no sense.
         """
-        params = SamplingParams(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            seed=seed,
-            repeat_penalty=repeat_penalty,
-            repeat_last_n=repeat_last_n,
-        )
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        options = Options(sampling=params, max_tokens=max_tokens, stop=stops)
+        options = Options(sampling=SamplingParams(**sampling), max_tokens=max_tokens, stop=stops, grammar=grammar)
         ids = self.tokenize(prompt, raw=raw)
         self.engine.check_length(len(ids))
         return Generation(self, ids, options)

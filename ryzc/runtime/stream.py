@@ -63,6 +63,11 @@ class Stream(Iterator[Delta], AsyncIterator[Delta]):
         """Of the prompt's tokens after the first, complete before the first delta; empty unless asked for."""
         return self.request.prompt_logprobs
 
+    @property
+    def stop_hit(self) -> str | int | None:
+        """The stop text or id that ended the first choice, or ``None``."""
+        return self.request.sequences[0].stop_hit if self.request.sequences else None
+
     def cancel(self) -> None:
         """End the request within a step; its choices finish as ``cancelled``. Any thread may."""
         if not self.request.cancelled:

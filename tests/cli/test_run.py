@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from toy_model import FIRST_LETTER, ToyStep, ToyTokenizer, greedy, scripted, toy
 
 from ryzc import cli
 from ryzc.runtime.model import Generation, Model
+from ryzc.runtime.sampling import SamplingParams
 
 TEMPLATE = "{% for m in messages %}{{ m.role[0] }}.{{ m.content }} {% endfor %}a."
 
@@ -112,7 +114,10 @@ def test_sampling_flags_reach_the_sampler(terminal: Terminal, monkeypatch: pytes
         return generate(prompt, **options)
 
     monkeypatch.setattr(model, "generate", spy)
-    flags = "--temp 0.5 --top-k 7 --top-p 0.6 --min-p 0.01 -s 9 --repeat-penalty 1.2 --repeat-last-n 5 -n 4 --raw"
+    flags = (
+        "--temp 0.5 --top-k 7 --top-p 0.6 --min-p 0.01 -s 9 --repeat-penalty 1.2 --repeat-last-n 5 -n 4 --raw"
+        " --typical 0.9 --presence-penalty 0.2 --frequency-penalty 0.3"
+    )
     assert terminal.run("abc", *flags.split())[0] == 0
     assert seen == [
         {
@@ -125,11 +130,14 @@ def test_sampling_flags_reach_the_sampler(terminal: Terminal, monkeypatch: pytes
             "seed": 9,
             "repeat_penalty": 1.2,
             "repeat_last_n": 5,
+            "typical_p": 0.9,
+            "presence_penalty": 0.2,
+            "frequency_penalty": 0.3,
         }
     ]
     terminal.run("abc", "--raw", "-n", "1")
-    library = Model.generate.__kwdefaults__ or {}
-    assert seen[1] == {**{name: library[name] for name in seen[1]}, "raw": True, "max_tokens": 1}
+    library = asdict(SamplingParams()) | {"raw": True, "max_tokens": 1}
+    assert seen[1] == {name: library[name] for name in seen[1]}
 
 
 def test_same_seed_same_text(terminal: Terminal) -> None:

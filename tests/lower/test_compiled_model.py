@@ -99,9 +99,11 @@ def bundles(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def int8_kv_bundles(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same with keys and values in int8."""
-    return _compiled(checkpoint, tmp_path_factory.mktemp("kv"), "int8")
+def coded_bundles(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
+    """The same with keys and values as codes, by format; 4 bits on one model each."""
+    head_dim = plan_of(checkpoint).plan.kv.head_dim
+    names = ["int8", *{32: ["int4"], 64: ["int8-int4"]}.get(head_dim, [])]
+    return {name: _compiled(checkpoint, tmp_path_factory.mktemp(name), name) for name in names}
 
 
 def _compiled(checkpoint: Checkpoint, directory: Path, kv: str) -> dict[str, Path]:
@@ -113,12 +115,18 @@ def int8_bundle(request: pytest.FixtureRequest, bundles: dict[str, Path]) -> Pat
     return bundles[request.param]
 
 
-@pytest.fixture(scope="module", params=["f16", "int8"])
+@pytest.fixture(scope="module", params=["f16", "int8", "int8-int4", "int4"])
 def any_bundle(
-    request: pytest.FixtureRequest, int8_bundle: Path, bundles: dict[str, Path], int8_kv_bundles: dict[str, Path]
+    request: pytest.FixtureRequest,
+    int8_bundle: Path,
+    bundles: dict[str, Path],
+    coded_bundles: dict[str, dict[str, Path]],
 ) -> Path:
     """A bundle of each instruction set, with each kind of cache."""
-    return (bundles if request.param == "f16" else int8_kv_bundles)[int8_bundle.stem]
+    found = {"f16": bundles, **coded_bundles}.get(request.param)
+    if found is None:
+        pytest.skip("not for this model")
+    return found[int8_bundle.stem]
 
 
 @pytest.fixture(params=runnable_targets())
@@ -161,20 +169,24 @@ def test_int8_activations_follow_the_final_graph(checkpoint: Checkpoint, int8_bu
     assert _relative(found[:1], expected[:1]) <= 0.2 * cost + 2**-11
 
 
-def test_an_int8_cache_follows_the_final_graph(checkpoint: Checkpoint, int8_kv_bundles: dict[str, Path]) -> None:
+def test_a_cache_of_codes_follows_the_final_graph(
+    checkpoint: Checkpoint, coded_bundles: dict[str, dict[str, Path]]
+) -> None:
     """Codes tip over between oracle and kernels as those of activations do, so the bounds are alike."""
-    semantic = models.load(checkpoint).ir_model
-    pipeline.run(semantic, kv_dtype="int8")
     tokens = _tokens(next(iter(checkpoint.tensors.values())).shape[0])
-    expected = PagedOracle(semantic).prompt(tokens.tolist())
-    cost = _relative(expected, logits(models.load(checkpoint).ir_model, tokens.tolist()))
-    results = []
-    for bundle in int8_kv_bundles.values():
-        with _open(bundle) as model:
-            results.append(_feed(model, tokens, [len(tokens)]))
-    for found in results:
-        assert _relative(found, expected) <= cost
-        assert np.array_equal(found, results[0])
+    exact = logits(models.load(checkpoint).ir_model, tokens.tolist())
+    for name, bundles in coded_bundles.items():
+        semantic = models.load(checkpoint).ir_model
+        pipeline.run(semantic, kv_dtype=name)
+        expected = PagedOracle(semantic).prompt(tokens.tolist())
+        cost = _relative(expected, exact)
+        results = []
+        for bundle in bundles.values():
+            with _open(bundle) as model:
+                results.append(_feed(model, tokens, [len(tokens)]))
+        for found in results:
+            assert _relative(found, expected) <= cost
+            assert np.array_equal(found, results[0])
 
 
 def test_bits_do_not_depend_on_chunks_threads_or_neighbours(any_bundle: Path) -> None:

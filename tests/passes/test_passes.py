@@ -17,9 +17,11 @@ from tiny_models import available, gemma3, llama, qwen3
 from ryzc import formats, models
 from ryzc.errors import InternalError, UnsupportedError, UsageError
 from ryzc.graph import nodes, oracle, text
+from ryzc.graph.ops.paged_codes import cache, suffix
+from ryzc.kv_formats import KV_FORMATS
 from ryzc.passes import pipeline
 from ryzc.passes.dead_code import DeadCode
-from ryzc.passes.kv_layout import DTYPES, KVLayout
+from ryzc.passes.kv_layout import KVLayout, of_pages
 from ryzc.passes.pass_ import Pass, Report, apply
 from ryzc.passes.quantize_activations import QuantizeActivations
 from ryzc.sources.checkpoint import Checkpoint
@@ -143,8 +145,7 @@ FINAL = {
     "NormAdd",
     "RopeAppend",
     "PagedAttention",
-    "RopeAppendInt8",
-    "PagedAttentionInt8",
+    *(f"{kind}{suffix(name)}" for kind in ("RopeAppend", "PagedAttention") for name in KV_FORMATS),
     "Gather",
     "Concat",
     "Cast",
@@ -152,9 +153,7 @@ FINAL = {
 
 
 @settings(max_examples=10, deadline=None)
-@given(
-    checkpoint=checkpoints(), activations=st.sampled_from(["int8", "f32"]), kv=st.sampled_from(["f16", "f32", "int8"])
-)
+@given(checkpoint=checkpoints(), activations=st.sampled_from(["int8", "f32"]), kv=st.sampled_from(sorted(KV_FORMATS)))
 def test_final_graphs_hold_nothing_but_the_contracts_nodes(checkpoint: Checkpoint, activations: str, kv: str) -> None:
     model = models.load(checkpoint).ir_model
     pipeline.run(model, activations=activations, kv_dtype=kv)
@@ -162,9 +161,9 @@ def test_final_graphs_hold_nothing_but_the_contracts_nodes(checkpoint: Checkpoin
     assert kinds <= FINAL
     inputs = {value.name: value for value in model.graph.inputs}
     assert list(inputs)[:4] == ["tokens", "positions", "sequences", "page_table"]
-    assert inputs["k_pages.0"].dtype == DTYPES[kv]
-    for node in nodes.nodes(model.graph, "RopeAppendInt8" if kv == "int8" else "RopeAppend"):
-        assert len(node.inputs) == (12 if kv == "int8" else 10)
+    assert of_pages(inputs["k_pages.0"].dtype, inputs["v_pages.0"].dtype) == kv
+    for node in nodes.nodes(model.graph, f"RopeAppend{suffix(kv)}"):
+        assert len(node.inputs) == 8 + len(cache(kv))
     names = [value.name for node in model.graph for value in node.outputs]
     assert max(Counter(names).values()) == 1
 

@@ -18,9 +18,10 @@ import pytest
 from harness import RUNNABLE, Array, close, examples, for_every_isa, frozen, run, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paged import PAGE_TOKENS, Cache, Int8Cache, cache_of
+from paged import PAGE_TOKENS, Cache, CodeCache, cache_of
 
 from ryzc.errors import UnsupportedError
+from ryzc.kv_formats import block
 from ryzc.templates.kernels.attention import Attention, reference
 from ryzc.templates.kernels.hadamard import reference as hadamard
 from ryzc.templates.kernels.rope_append import RopeAppend
@@ -73,6 +74,11 @@ SHAPES = [
     Shape(4, 1, 256, dtype="int8", window=33, group=4),
     Shape(2, 1, 80, dtype="int8", window=1, group=2),
     Shape(8, 1, 32, dtype="int8", group=8),
+    Shape(9, 3, 64, dtype="int8-int4", group=3),
+    Shape(2, 1, 96, dtype="int8-int4", window=40, group=2),
+    Shape(9, 3, 64, dtype="int4", group=3),
+    Shape(4, 1, 256, dtype="int4", window=33, group=4),
+    Shape(8, 1, 32, dtype="int4", group=8),
 ]
 
 
@@ -114,40 +120,51 @@ def queries(shape: Shape, cache: Cache, count: int, rng: np.random.Generator) ->
 
 
 def check(shape: Shape, cache: Cache, q: F32, sequences: Array, positions: Array, found: F32) -> None:
-    if isinstance(cache, Int8Cache):
-        check_int8(shape, cache, q, sequences, positions, found)
+    if isinstance(cache, CodeCache):
+        check_codes(shape, cache, q, sequences, positions, found)
     else:
         check_float(shape, cache, q, sequences, positions, found)
 
 
-def check_int8(shape: Shape, cache: Int8Cache, q: F32, sequences: Array, positions: Array, found: F32) -> None:
+def check_codes(shape: Shape, cache: CodeCache, q: F32, sequences: Array, positions: Array, found: F32) -> None:
     """Against float64 over the same codes.
 
-    Codes of queries are known exactly. Codes of a page's weights may be off by half a step of 1/127 of its
+    Codes of queries are known exactly. Codes of a page's weights may be off by half a step of 1/127 of their
     largest, as rounding goes, which is by far the largest part of the bound; scores are exact integers times
-    scales, three roundings whose absolute size is relative in the exponential. The results lie behind one
-    more Hadamard transform, which is undone here: it adds the roundings of its sums.
+    scales, summed block by block: a few roundings for each, relative to the sizes of a score's parts. The results lie
+    behind one more Hadamard transform, which is undone here: it adds the roundings of its sums.
     """
-    per_kv = shape.heads // shape.kv_heads
-    amax = np.abs(q).max(axis=2, keepdims=True)
-    q_codes = np.rint(q * (np.float32(127) / amax)).astype(np.float64)
+    per_kv, size = shape.heads // shape.kv_heads, block(shape.head_dim)
+    q_codes, q_steps = byte_codes_of(q, size)
     for i, (sequence, position) in enumerate(zip(sequences, positions, strict=True)):
         first = max(0, position + 1 - shape.window) if shape.window else 0
         where = np.arange(first, position + 1)
-        (k, k_scale), (v, v_scale) = cache.codes_from(cache.pool, np.full(len(where), sequence), where)
-        k, v, k_scale, v_scale = (np.repeat(a.astype(np.float64), per_kv, axis=1) for a in (k, v, k_scale, v_scale))
-        q_scale = amax[i].astype(np.float64) / 127 * shape.head_dim**-0.5
-        scores = np.einsum("hd,thd->th", q_codes[i], k) * k_scale * q_scale[:, 0]
+        keys, values = cache.codes_from(cache.pool, np.full(len(where), sequence), where)
+        k, v, v_step = (np.repeat(a, per_kv, axis=1) for a in (keys.floats, values.signed, values.step))
+        products = q_codes[i] * q_steps[i] * shape.head_dim**-0.5 * k
+        scores = products.sum(axis=2)
+        # A block's products are summed exactly, but their integer may be large where its parts cancel.
+        parts = np.abs(products).reshape(*products.shape[:2], -1, min(16, size)).sum(axis=3)
         chance = np.exp(scores - scores.max(axis=0))
         chance /= chance.sum(axis=0)
-        weights = chance * v_scale
+        weights = chance[..., None] * v_step
         pages = where // PAGE_TOKENS
         half_steps = np.stack([weights[pages == p].max(axis=0) / 254 for p in pages])
-        relative = 10 * UNIT * np.abs(scores).max() + 1e-6 + 3 * UNIT * len(where)
-        size = np.einsum("th,thd->hd", weights, np.abs(v))
-        bound = np.einsum("th,thd->hd", half_steps * (1 + 1e-4), np.abs(v)) + relative * size
-        bound += 16 * UNIT * np.linalg.norm(size, axis=1, keepdims=True)
-        close(hadamard(found[i]), np.einsum("th,thd->hd", weights, v), bound)
+        relative = (8 + 2 * parts.shape[2]) * UNIT * parts.sum(axis=2).max() + 1e-6 + 3 * UNIT * len(where)
+        sizes = np.einsum("thd,thd->hd", weights, np.abs(v))
+        bound = np.einsum("thd,thd->hd", half_steps * (1 + 1e-4), np.abs(v)) + relative * sizes
+        bound += 16 * UNIT * np.linalg.norm(sizes, axis=1, keepdims=True)
+        close(hadamard(found[i], size), np.einsum("thd,thd->hd", weights, v), bound)
+
+
+def byte_codes_of(x: F32, size: int) -> tuple[Array, Array]:
+    """Codes of 8 bits and the scale of each element, by the float32 operations of the meaning."""
+    parts = x.reshape(*x.shape[:-1], -1, size)
+    exact = np.abs(parts).max(axis=-1, keepdims=True) / np.float32(127)
+    bits = exact.view(np.uint32)
+    step = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).astype(np.uint32).view(np.float32)
+    codes = np.rint(parts * (np.float32(1) / step)).astype(np.float64)
+    return codes.reshape(x.shape), np.broadcast_to(step, parts.shape).reshape(x.shape).astype(np.float64)
 
 
 def check_float(shape: Shape, cache: Cache, q: F32, sequences: Array, positions: Array, found: F32) -> None:
@@ -178,19 +195,19 @@ def test_attention(target: str, shape: Shape, context: int, count: int, workers:
 
 @for_every_isa
 @pytest.mark.parametrize("window", [0, 1, 2, 31, 32, 33, 40, 64, 65, 1000])
-@pytest.mark.parametrize("dtype", ["f16", "int8"])
+@pytest.mark.parametrize("dtype", ["f16", "int8", "int4"])
 def test_every_position_around_pages_and_windows(target: str, dtype: str, window: int) -> None:
     rng = np.random.default_rng(window)
-    shape = Shape(2, 1, 16, dtype, window=window, group=2)
+    shape = Shape(2, 1, 32, dtype, window=window, group=2)
     cache = filled(shape, 1, 100, rng)
     positions = np.arange(100)
-    q = rng.normal(size=(100, 2, 16)).astype(np.float32)
+    q = rng.normal(size=(100, 2, 32)).astype(np.float32)
     zeros = np.zeros(100, np.int64)
     check(shape, cache, q, zeros, positions, attend(target, shape, cache, q, zeros, positions))
 
 
 @for_every_isa
-@pytest.mark.parametrize("dtype", ["f16", "int8"])
+@pytest.mark.parametrize("dtype", ["f16", "int8", "int8-int4", "int4"])
 def test_a_long_context(target: str, dtype: str) -> None:
     rng = np.random.default_rng(7)
     shape = Shape(3, 1, 64, dtype, group=3)
@@ -291,7 +308,7 @@ def test_a_token_beside_later_ones_sees_nothing_of_them(target: str, shape: Shap
 
 
 @for_every_isa
-@pytest.mark.parametrize("shape", [SHAPES[2], SHAPES[3], SHAPES[-4]])
+@pytest.mark.parametrize("shape", [SHAPES[2], SHAPES[3], SHAPES[11], SHAPES[-3]])
 @settings(examples, max_examples=8)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), threads, seeds)
 def test_chunks_of_a_prompt_change_no_bit(
@@ -367,6 +384,9 @@ def test_pages_beyond_4_gib(target: str) -> None:
 def test_other_shapes_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="head_dim is 24"):
         Shape(1, 1, 24).kernel(1 << 12)
+    for dtype in ("int8-int4", "int4"):
+        with pytest.raises(UnsupportedError, match="head_dim is 80"):
+            Shape(1, 1, 80, dtype).kernel(1 << 14)
     with pytest.raises(UnsupportedError, match="heads is 9"):
         Shape(9, 3, 64, group=2).kernel(1 << 16)
     with pytest.raises(UnsupportedError, match="a group of 16 heads"):

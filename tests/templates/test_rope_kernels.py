@@ -10,9 +10,10 @@ import pytest
 from harness import Array, close, examples, floats, for_every_isa, frozen, run, same_bits
 from hypothesis import given
 from hypothesis import strategies as st
-from paged import Cache, Int8Cache, cache_of
+from paged import Cache, CodeCache, Codes, cache_of
 
 from ryzc.errors import UnsupportedError
+from ryzc.kv_formats import KV_FORMATS, block
 from ryzc.templates.kernels import hadamard, rope_angles
 from ryzc.templates.kernels.rope_angles import RopeAngles
 from ryzc.templates.kernels.rope_append import RopeAppend, reference
@@ -96,6 +97,9 @@ SHAPES = [
     Shape(9, 3, 64, True, "int8", False),
     Shape(4, 1, 256, False, "int8", True),
     Shape(2, 2, 80, True, "int8", False),
+    Shape(9, 3, 64, True, "int8-int4", False),
+    Shape(4, 1, 256, False, "int4", True),
+    Shape(2, 2, 96, True, "int4", False),
 ]
 
 
@@ -157,16 +161,27 @@ def rotation_bound(shape: Shape, x: F32, weight: F32 | None, cos: F32, sin: F32)
 
 def transformed(x: Array, bound: Array) -> tuple[Array, Array]:
     """Heads after the Hadamard transform; errors of a block add up, and each of its sums rounds once a level."""
-    size = hadamard.block(x.shape[-1])
+    size = block(x.shape[-1])
     parts = (np.abs(x) * UNIT * (np.log2(size) + 2) + bound).reshape(*x.shape[:-1], -1, size)
     total = parts.sum(axis=-1, keepdims=True) / np.sqrt(size)
-    return hadamard.reference(x), np.broadcast_to(total, parts.shape).reshape(x.shape)
+    return hadamard.reference(x, size), np.broadcast_to(total, parts.shape).reshape(x.shape)
 
 
-def code_bound(scales: Array) -> Array:
-    """Half a step, and the roundings of the quotient, of codes ``[T, H, D]`` with scales ``[T, H]``."""
-    wide: Array = scales.astype(np.float64)[..., None] * (0.5 + 127 * 4 * UNIT)
-    return wide
+def code_bound(codes: Codes, bits: int) -> Array:
+    """How far elements may be from what their codes stand for, ``[T, H, D]``.
+
+    Half a step between codes, and the roundings of a quotient. Codes of 4 bits are two steps of the scale apart, and
+    the grid may end half a step of the scale before an extreme, as zero points are rounded.
+    """
+    return codes.step * (0.5 + 127 * 4 * UNIT if bits == 8 else 1.5 + 1e-4)
+
+
+def check_scales(codes: Codes, bits: int) -> None:
+    """Scales are as small as may be: in every block some element uses the last codes."""
+    parts = codes.signed.reshape(*codes.scale.shape, -1)
+    reach = np.abs(parts).max(axis=-1) if bits == 8 else np.ptp(parts, axis=-1)
+    assert reach.min() >= (126 if bits == 8 else 24)
+    assert reach.max() <= (127 if bits == 8 else 30)
 
 
 @for_every_isa
@@ -179,25 +194,28 @@ def test_rope_append(target: str, shape: Shape, count: int, workers: int, seed: 
     before = cache.pool.copy()
     q = append(target, shape, cache, tokens, weights, workers)
 
-    def check(found: Array, x: F32, weight: F32 | None, half: bool, scales: Array | None = None) -> None:
+    def check(found: Array, x: F32, weight: F32 | None, half: bool, extra: Array | float = 0.0) -> None:
         options = {"interleaved": shape.interleaved, "weight": weight, "epsilon": 1e-6}
         expected = reference(x, tokens.cos, tokens.sin, **options)  # type: ignore[arg-type]
         bound = rotation_bound(shape, x, weight, tokens.cos, tokens.sin)
-        if shape.dtype == "int8":
+        if KV_FORMATS[shape.dtype].coded:
             expected, bound = transformed(expected, bound)
         if half:  # rounded to 11 bits, or to the smallest subnormal
             bound = bound + np.maximum(2.0**-11 * (np.abs(expected) + bound), 2.0**-25)
-        close(found, expected, bound if scales is None else bound + code_bound(scales))
+        close(found, expected, bound + extra)
 
     h, hk = shape.heads, shape.kv_heads
     check(q, tokens.qkv[:, :h], weights[0] if weights else None, False)
     keys, values = cache.read(tokens.sequences, tokens.positions)
     wanted = tokens.qkv[:, h + hk :]
-    if isinstance(cache, Int8Cache):
-        scales = [s for _, s in cache.codes_from(cache.pool, tokens.sequences, tokens.positions)]
-        check(keys, tokens.qkv[:, h : h + hk], weights[1] if weights else None, False, scales[0])
+    if isinstance(cache, CodeCache):
+        k_codes, v_codes = cache.codes_from(cache.pool, tokens.sequences, tokens.positions)
+        extra = [code_bound(codes, bits) for codes, bits in zip((k_codes, v_codes), cache.bits, strict=True)]
+        check(keys, tokens.qkv[:, h : h + hk], weights[1] if weights else None, False, extra[0])
         even, bound = transformed(wanted.astype(np.float64), np.zeros(wanted.shape))
-        close(values, even, bound + code_bound(scales[1]))
+        close(values, even, bound + extra[1])
+        check_scales(k_codes, cache.bits[0])
+        check_scales(v_codes, cache.bits[1])
     else:
         check(keys, tokens.qkv[:, h : h + hk], weights[1] if weights else None, shape.dtype == "f16")
         assert same_bits(values, wanted.astype(cache.numpy_dtype))

@@ -30,7 +30,7 @@ IR_VERSION = 13
 
 ATTRIBUTES = {
     **dict.fromkeys(("heads", "kv_heads", "head_dim", "interleaved", "window"), onnx.AttributeProto.INT),
-    **dict.fromkeys(("span", "mask", "shift"), onnx.AttributeProto.INT),
+    **dict.fromkeys(("span", "mask", "shift", "block"), onnx.AttributeProto.INT),
     **dict.fromkeys(("scale", "epsilon"), onnx.AttributeProto.FLOAT),
     "activation": onnx.AttributeProto.STRING,
 }

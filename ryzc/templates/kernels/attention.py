@@ -18,8 +18,9 @@ from llvmlite import ir
 from ryzc.codegen.isa import Isa
 from ryzc.codegen.vector import I32, I64, Function, Value
 from ryzc.errors import UnsupportedError
+from ryzc.kv_formats import GROUP, KV_FORMATS
+from ryzc.templates.kernels.attention_codes import CodeRows
 from ryzc.templates.kernels.attention_float import FloatRows
-from ryzc.templates.kernels.attention_int8 import Int8Rows
 from ryzc.templates.kernels.attention_rows import LANES, MOST, Rows
 from ryzc.templates.kernels.kernel import Kernel, begin, context_field, mine, require_multiple
 from ryzc.templates.kernels.pages import Pages
@@ -53,6 +54,8 @@ class Attention(Kernel):
     def __post_init__(self) -> None:
         require_multiple(self, LANES, head_dim=self.head_dim, page_tokens=self.page_tokens)
         require_multiple(self, self.kv_heads * self.group, heads=self.heads)
+        if KV_FORMATS[self.dtype].value_bits == 4:
+            require_multiple(self, 2 * GROUP, head_dim=self.head_dim)
         if self.group > MOST:
             raise UnsupportedError(
                 f"Attention: a group of {self.group} heads, more than {MOST}", hint="take a divisor of it"
@@ -62,7 +65,7 @@ class Attention(Kernel):
         fn = begin(module, symbol, self.operands)
         pages = Pages(fn, fn.args["cache"], self.head_dim, self.page_tokens, self.page_bytes, self.dtype)
         width, heads = _block(self.group)
-        make = Int8Rows if self.dtype == "int8" else FloatRows
+        make = CodeRows if KV_FORMATS[self.dtype].coded else FloatRows
         together = make(isa, pages, width, heads, self.window)
         alone = make(isa, pages, 1, self.group, self.window)
         apart = make(isa, pages, 1, self.group // 2 if self.group % 2 == 0 else 1, self.window)

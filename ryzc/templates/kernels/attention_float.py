@@ -92,7 +92,7 @@ class FloatRows(Rows):
     def _values(self, slot: Value, keys: Value, next_keys: Value) -> None:
         """Add the values of the slots that all rows see together, those before and after it token by token."""
         fn, size = self.fn, self.pages.page_tokens
-        values, next_values = (fn.at(k, self.pages.half_bytes) for k in (keys, next_keys))
+        values, next_values = (fn.at(k, self.pages.key_region) for k in (keys, next_keys))
         start, _ = self._slots(slot + (self.tokens - 1))
         _, stop = self._slots(slot)
         stop = stop.compare(">", start).select(stop, start)

@@ -2,7 +2,7 @@
 
 Optionally each head of q and k is first RMS-normed. Rotation turns pairs ``(a, b)`` by the position's
 angles: ``(a cos - b sin, b cos + a sin)``; pairs are neighbours (``interleaved``) or lie half a head
-apart. For a cache of int8 queries, keys and values then go through the Hadamard transform, and keys and values
+apart. For a cache of codes queries, keys and values then go through the Hadamard transform, and keys and values
 are quantized. Source: Su et al., "RoFormer" (2021).
 """
 
@@ -17,11 +17,12 @@ from llvmlite import ir
 
 from ryzc.codegen.isa import Isa
 from ryzc.codegen.vector import F32, I8, I32, I64, Function, Value, vec
+from ryzc.kv_formats import GROUP, KV_FORMATS
 from ryzc.templates.kernels import rms
 from ryzc.templates.kernels.hadamard import hadamard
+from ryzc.templates.kernels.head_codes import byte_codes, nibble_codes, store_bfloat16
 from ryzc.templates.kernels.kernel import Kernel, begin, context_field, require_multiple, share
 from ryzc.templates.kernels.pages import Pages
-from ryzc.templates.kernels.quantize_head import quantize_head
 
 LANES = 16
 
@@ -55,12 +56,15 @@ class RopeAppend(Kernel):
     def __post_init__(self) -> None:
         require_multiple(self, LANES, head_dim=self.head_dim)
         require_multiple(self, self.kv_heads, heads=self.heads)
+        if KV_FORMATS[self.dtype].value_bits == 4:
+            require_multiple(self, 2 * GROUP, head_dim=self.head_dim)
 
     def emit(self, module: ir.Module, isa: Isa, symbol: str) -> None:
         fn = begin(module, symbol, self.operands)
         head_bytes, group = 4 * self.head_dim, self.heads // self.kv_heads
         row_heads = self.heads + 2 * self.kv_heads
         pages = Pages(fn, fn.args["cache"], self.head_dim, self.page_tokens, self.page_bytes, self.dtype)
+        coded = KV_FORMATS[self.dtype].coded
         scratch = fn.stack(F32, self.head_dim)
         start, stop = share(fn, context_field(fn, "token_count") * self.kv_heads)
         with fn.loop(start, stop) as items:
@@ -71,12 +75,12 @@ class RopeAppend(Kernel):
                 head = kv_head * group + heads.index
                 out = fn.at(fn.args["q"], (token * self.heads + head) * head_bytes)
                 self._rotate(fn, fn.at(qkv, head * head_bytes), "q_weight", angles, out)
-                if self.dtype == "int8":
-                    hadamard(fn, out, self.head_dim)
+                if coded:
+                    hadamard(fn, out, self.head_dim, pages.block)
             self._rotate(fn, fn.at(qkv, (kv_head + self.heads) * head_bytes), "k_weight", angles, scratch)
             keys, slot = self._place(fn, pages, token, kv_head)
             v = fn.at(qkv, (kv_head + (self.heads + self.kv_heads)) * head_bytes)
-            store = self._store_codes if self.dtype == "int8" else self._store_floats
+            store = self._store_codes if coded else self._store_floats
             store(pages, scratch, v, keys, slot)
         fn.finish()
 
@@ -86,31 +90,69 @@ class RopeAppend(Kernel):
         with fn.loop(0, self.head_dim) as d:
             element = fn.load(F32, k, d.index << 2, align=4)
             pages.store(element, keys, d.index * (self.page_tokens * pages.size), slot * pages.size)
-        values = fn.at(keys, pages.half_bytes, slot * (self.head_dim * pages.size))
+        values = fn.at(keys, pages.key_region, slot * (self.head_dim * pages.size))
         with fn.loop(0, self.head_dim, LANES) as d:
             pages.store(fn.load(vec(F32, LANES), v, d.index << 2, align=4), values, d.index * pages.size)
 
     def _store_codes(self, pages: Pages, k: Value, v: Value, keys: Value, slot: Value) -> None:
         """Transform, quantize and store a head's key (in memory that may change) and value in a slot."""
         fn = pages.fn
-        values = fn.at(keys, pages.half_bytes)
-        hadamard(fn, k, self.head_dim)
-        key, scale = quantize_head(fn, k, self.head_dim)
-        for first, codes in zip(range(0, self.head_dim, LANES), key, strict=True):
-            quads = (codes + 128).to_int(I8).bits(vec(I32, LANES // 4))
-            for i in range(LANES // 4):
-                fn.store(quads.lane(i), keys, slot << 2, (first + 4 * i) * self.page_tokens, align=4)
-        fn.store(scale, pages.scales(keys), slot << 2, align=4)
+        hadamard(fn, k, self.head_dim, pages.block)
+        store_key = self._store_key_bytes if pages.key_bits == 8 else self._store_key_nibbles
+        store_key(pages, k, keys, slot)
         with fn.loop(0, self.head_dim, LANES) as d:
             fn.store(fn.load(vec(F32, LANES), v, d.index << 2, align=4), k, d.index << 2, align=64)
-        hadamard(fn, k, self.head_dim)
-        # Four tokens share a quad of values, and other threads may write its other bytes.
+        hadamard(fn, k, self.head_dim, pages.block)
+        store_value = self._store_value_bytes if pages.value_bits == 8 else self._store_value_nibbles
+        store_value(pages, k, fn.at(keys, pages.key_region), slot)
+
+    def _store_key_bytes(self, pages: Pages, k: Value, keys: Value, slot: Value) -> None:
+        fn = pages.fn
+        codes, scales = byte_codes(fn, k, self.head_dim, pages.block)
+        for i, vector in enumerate(codes):
+            self._store_quads(pages, (vector + 128).to_int(I8), keys, slot, i)
+        for i, scale in enumerate(scales):
+            store_bfloat16(scale, pages.key_scales(keys), slot << 1, 2 * i * self.page_tokens)
+
+    def _store_key_nibbles(self, pages: Pages, k: Value, keys: Value, slot: Value) -> None:
+        fn, groups = pages.fn, nibble_codes(pages.fn, k, self.head_dim)
+        for i, (low, high) in enumerate(zip(groups[::2], groups[1::2], strict=True)):
+            self._store_quads(pages, (low[0] | (high[0] << 4)).to_int(I8), keys, slot, i)
+        for i, (_, scale, zero) in enumerate(groups):
+            fn.store(scale.to_int(I8), pages.key_scales(keys), slot, i * self.page_tokens)
+            fn.store(zero.to_int(I8), pages.key_zeros(keys), slot, i * self.page_tokens)
+
+    def _store_quads(self, pages: Pages, codes: Value, keys: Value, slot: Value, index: int) -> None:
+        """Store the ``index``-th 16 bytes of a key: quads in the slot's column."""
+        quads = codes.bits(vec(I32, LANES // 4))
+        for i in range(LANES // 4):
+            pages.fn.store(quads.lane(i), keys, slot << 2, (LANES * index + 4 * i) * self.page_tokens, align=4)
+
+    # Four tokens share a quad of values, and other threads may write its other bytes: they are stored one by one.
+
+    def _store_value_bytes(self, pages: Pages, v: Value, values: Value, slot: Value) -> None:
+        fn = pages.fn
+        codes, (scale,) = byte_codes(fn, v, self.head_dim, self.head_dim)
         place = fn.at(values, (slot >> 2) * (4 * self.head_dim), slot & 3)
-        value, scale = quantize_head(fn, k, self.head_dim)
-        for first, codes in zip(range(0, self.head_dim, LANES), value, strict=True):
-            for i in range(LANES):
-                fn.store(codes.to_int(I8).lane(i), place, 4 * (first + i))
-        fn.store(scale, pages.scales(values), slot << 2, align=4)
+        for i, vector in enumerate(codes):
+            self._store_column(fn, vector, place, i)
+        store_bfloat16(scale, pages.value_scales(values), slot << 1)
+
+    def _store_value_nibbles(self, pages: Pages, v: Value, values: Value, slot: Value) -> None:
+        fn, groups = pages.fn, nibble_codes(pages.fn, v, self.head_dim)
+        place = fn.at(values, (slot >> 2) * (2 * self.head_dim), slot & 3)
+        for i, (low, high) in enumerate(zip(groups[::2], groups[1::2], strict=True)):
+            self._store_column(fn, low[0] | (high[0] << 4), place, i)
+        zeros = fn.at(pages.value_zeros(values), (slot >> 2) * (4 * pages.groups), slot & 3)
+        for i, (_, scale, zero) in enumerate(groups):
+            fn.store(scale.to_int(I8), pages.value_scales(values), slot, i * self.page_tokens)
+            fn.store(zero.to_int(I8), zeros, 4 * i)
+
+    def _store_column(self, fn: Function, codes: Value, place: Value, index: int) -> None:
+        """Store the ``index``-th 16 bytes of a value, four bytes apart."""
+        narrow = codes.to_int(I8)
+        for i in range(LANES):
+            fn.store(narrow.lane(i), place, 4 * (LANES * index + i))
 
     def _place(self, fn: Function, pages: Pages, token: Value, kv_head: Value) -> tuple[Value, Value]:
         """The head's keys in the token's page, and the token's slot there."""

@@ -47,9 +47,9 @@ def polynomial(fn: Function, x: Value, coefficients: list[float]) -> Value:
     return total
 
 
-def exp2(fn: Function, x: Value) -> Value:
-    """``2**x`` in float32 for ``x <= 0``, relative error below 2e-7 down to -125, where it is clamped; exact at 0."""
-    x = x.maximum(-125.0)
+def exp2(fn: Function, x: Value, least: float = -125.0) -> Value:
+    """``2**x`` in float32 for ``x <= 0``, relative error below 2e-7; clamped at ``least``, exact at 0."""
+    x = x.maximum(least)
     shifted = x + _ROUND
     return _times_power(polynomial(fn, x - (shifted - _ROUND), _EXP2), shifted)
 

@@ -1,0 +1,108 @@
+"""Codes of a head of a query, key or value.
+
+8 bits: codes in -127 .. 127 and a bfloat16 scale for each block; element = code * scale.
+
+4 bits: for each group of 16 a code in 0 .. 15, a zero point in 0 .. 30 and a scale, a byte each;
+element = (2 * code - zero) * scale. A zero point counts half steps, so that the codes lie around the middle of
+the group. Scales have 5 bits of exponent and 3 of fraction, rounded up, from 2 ** -21 to 1920.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ryzc.codegen.vector import F32, I8, I16, I32, Function, Value, vec
+from ryzc.kv_formats import GROUP, SCALE_BIAS, SCALE_SHIFT
+from ryzc.templates.kernels.activations import TINY
+
+LANES = 16
+_CODES = 15
+_LAST_SCALE = 255
+
+
+def byte_codes(fn: Function, x: Value, head_dim: int, block: int) -> tuple[list[Value], list[Value]]:
+    """8-bit codes of ``float32 [head_dim]``, int32 in vectors of 16, and the scale of each block."""
+    codes, scales = [], []
+    for first in range(0, head_dim, block):
+        vectors = [fn.load(vec(F32, LANES), x, 4 * d, align=4) for d in range(first, first + block, LANES)]
+        largest = vectors[0].abs()
+        for vector in vectors[1:]:
+            largest = largest.maximum(vector.abs())
+        amax = largest.max()
+        counts = amax.compare(">=", TINY)
+        scale = counts.select(_bfloat16(amax / 127.0), 0.0)
+        inverse = counts.select(fn.const(F32, 1.0) / scale, 0.0).splat(LANES)
+        codes += [(vector * inverse).rint().to_int(I32) for vector in vectors]
+        scales.append(scale)
+    return codes, scales
+
+
+def _bfloat16(x: Value) -> Value:
+    """The nearest float32 whose lower half is zero, ties to even."""
+    bits = x.bits(I32)
+    return (((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) << 16).bits(F32)
+
+
+def store_bfloat16(scale: Value, pointer: Value, *offsets: Value | int) -> None:
+    """Store a float32 that is a bfloat16."""
+    scale.fn.store((scale.bits(I32) >> 16).to_int(I16), pointer, *offsets, align=2)
+
+
+def load_bfloat16(fn: Function, pointer: Value, *offsets: Value | int) -> Value:
+    """16 bfloat16 as float32."""
+    stored = fn.load(vec(I16, LANES), pointer, *offsets, align=2)
+    return (stored.zext(I32) << 16).bits(vec(F32, LANES))
+
+
+def nibble_codes(fn: Function, x: Value, head_dim: int) -> list[tuple[Value, Value, Value]]:
+    """Of each group of ``float32 [head_dim]``: 4-bit codes (int32, 16 lanes), scale and zero point (int32)."""
+    found = []
+    for first in range(0, head_dim, GROUP):
+        vector = fn.load(vec(F32, LANES), x, 4 * first, align=4)
+        high, low = vector.max().maximum(0.0), -(-vector).max().maximum(0.0)
+        scale = _scale_byte((high - low) * (1 / (2 * _CODES)))
+        inverse = fn.const(F32, 1.0) / group_scale(scale)
+        zero = (fn.const(F32, float(_CODES)) - (low + high) * inverse * 0.5).rint()
+        zero = zero.maximum(0.0).minimum(2.0 * _CODES)
+        # Twice the code is the element in half steps, plus the zero point.
+        codes = (fn.fma(vector, inverse.splat(LANES), zero.splat(LANES)) * 0.5).rint()
+        within = codes.maximum(0.0).minimum(float(_CODES))
+        found.append((within.to_int(I32), scale, zero.to_int(I32)))
+    return found
+
+
+def _scale_byte(scale: Value) -> Value:
+    """The byte of the smallest scale that is not below this one, int32; or the largest there is."""
+    up = (1 << SCALE_SHIFT) - 1
+    byte = ((scale.bits(I32) + up) >> SCALE_SHIFT) - (SCALE_BIAS >> SCALE_SHIFT)
+    byte = byte.compare(">", 0).select(byte, 0)
+    return scale.fn.below(byte, _LAST_SCALE)
+
+
+def group_scale(byte: Value) -> Value:
+    """The scale that a byte (int32, a scalar or lanes) stands for, float32."""
+    type_ = vec(F32, byte.lanes) if byte.lanes > 1 else F32
+    return ((byte << SCALE_SHIFT) + SCALE_BIAS).bits(type_)
+
+
+def load_bytes(fn: Function, pointer: Value, *offsets: Value | int, lanes: int = LANES) -> Value:
+    """Bytes as int32."""
+    return fn.load(vec(I8, lanes), pointer, *offsets).zext(I32)
+
+
+def unpacked(codes: Value) -> tuple[Value, Value]:
+    """Twice the codes in the low and in the high halves of bytes; int32 lanes of four bytes."""
+    mask = 0x1E1E1E1E
+    return (codes << 1) & mask, (codes >> 3) & mask
+
+
+def byte_reference(x: npt.NDArray[np.floating], block: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The meaning of 8 bits over the last axis: codes before they are rounded, and scales before they are.
+
+    Scales have the last axis' blocks.
+    """
+    parts = x.astype(np.float64).reshape(*x.shape[:-1], -1, block)
+    amax = np.abs(parts).max(axis=-1)
+    scale = np.where(amax < TINY, 0.0, amax / 127)
+    return (parts / np.where(scale == 0, np.inf, scale)[..., None]).reshape(x.shape), scale
