@@ -27,6 +27,7 @@ CONSTRAINTS = Path(__file__).parent / "constraints"
 AWAY = (
     "Failed to establish a new connection", "Temporary failure in name resolution", "NewConnectionError", "timed out",
     "Could not fetch URL", "Network is unreachable", "ConnectionResetError", "getaddrinfo", "ENOTFOUND", "ECONNREFUSED",
+    "(from versions: none)",
 )  # fmt: skip
 """What pip and npm say where there is no registry."""
 
@@ -127,9 +128,18 @@ def run(command: Sequence[str], timeout: float, **options: object) -> str:
     Raises:
         UnreachableError: it reached no registry.
     """
-    done = subprocess.run(  # type: ignore[call-overload]
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False, **options
-    )
+    try:
+        done = subprocess.run(  # type: ignore[call-overload]
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
+            **options,
+        )
+    except subprocess.TimeoutExpired:
+        raise UnreachableError(f"{command[0]} got no answer for {timeout:.0f} s") from None
     if done.returncode == 0:
         return str(done.stdout)
     if any(word in done.stdout for word in AWAY):
