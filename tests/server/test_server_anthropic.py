@@ -123,3 +123,27 @@ def test_errors_have_its_shape(server: Running, client: anthropic.Anthropic) -> 
 def test_what_makes_no_sense_is_refused(server: Running, fields: dict[str, Any]) -> None:
     answer = server.http.post("/v1/messages", json={"max_tokens": 5, "messages": USER, **fields})
     assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error"), answer.text
+
+
+def test_a_tool_runner_goes_on_without_threads(server: Running, client: anthropic.Anthropic) -> None:
+    asked = []
+
+    @anthropic.beta_tool
+    def weather(city: str) -> str:
+        """The weather.
+
+        Args:
+            city: where.
+        """
+        asked.append(city)
+        server.engine.say = "Sunny."
+        return "sun"
+
+    server.engine.say = CALLING
+    runner = client.beta.messages.tool_runner(model="tiny", max_tokens=90, messages=USER, tools=[weather])  # type: ignore[arg-type]
+    answers = [message.content[-1] for message in runner]
+    assert asked == ["Rom"]
+    assert [answer.type for answer in answers] == ["tool_use", "text"]
+    assert "sun" in server.prompt()
+    refused = server.post("/v1/messages", max_tokens=5, messages=USER, thread={"type": "create"}).json()["error"]
+    assert refused["details"]["error_code"] == "thread_unsupported_request"

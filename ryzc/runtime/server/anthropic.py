@@ -14,11 +14,14 @@ from ryzc.runtime.server import sse
 from ryzc.runtime.server.anthropic_fields import CountFields, MessagesFields
 from ryzc.runtime.server.backend import Delta
 from ryzc.runtime.server.conversation import Prepared, prepare
-from ryzc.runtime.server.errors import wrong
+from ryzc.runtime.server.errors import ApiError, wrong
 from ryzc.runtime.server.fields import SamplingFields, stops
 from ryzc.runtime.server.models import Loaded
 from ryzc.runtime.server.reply import Piece, Reply, Text, Thought
 from ryzc.runtime.server.service import Job, Service, Submission, deltas
+
+NO_THREADS = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+"""Makes Anthropic's tool runner go on without a thread."""
 
 
 def routes(service: Service) -> APIRouter:
@@ -28,6 +31,8 @@ def routes(service: Service) -> APIRouter:
     @router.post("/v1/messages")
     async def messages(request: Request) -> Response:
         body = await service.body(request, MessagesFields)
+        if body.thread is not None:
+            raise ApiError(400, "conversations are not kept here: send all of it", param="thread", details=NO_THREADS)
 
         def make(model: Loaded) -> tuple[Prepared, Sequence[Submission]]:
             prepared = prepare(body.conversation(), model)

@@ -149,6 +149,7 @@ class MessagesFields(CountFields):
     top_k: int | None = Field(default=None, ge=0)
     stop_sequences: list[str] | None = None
     stream: bool | None = None
+    thread: Any = None
     seed: int | None = Field(default=None, ge=0, lt=1 << 64)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from ryzc.errors import ContextError, OverloadError, RyzcError, UserError
@@ -29,6 +30,7 @@ class ApiError(Exception):
         code: a word for programs.
         param: the field that is wrong.
         retry_after: seconds after which it may go better.
+        details: what Anthropic's clients read to do without what was refused.
     """
 
     def __init__(
@@ -39,9 +41,11 @@ class ApiError(Exception):
         code: str | None = None,
         param: str | None = None,
         retry_after: float | None = None,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.param, self.retry_after = status, message, code, param, retry_after
+        self.details = details
 
     @property
     def headers(self) -> dict[str, str]:
@@ -61,7 +65,8 @@ class ApiError(Exception):
     def anthropic(self, request_id: str | None = None) -> dict[str, Any]:
         """The body for Anthropic's clients."""
         kind = KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
-        return {"type": "error", "error": {"type": kind, "message": self.message}, "request_id": request_id}
+        details = {} if self.details is None else {"details": dict(self.details)}
+        return {"type": "error", "error": {"type": kind, "message": self.message, **details}, "request_id": request_id}
 
     def body(self, path: str, request_id: str | None = None) -> dict[str, Any]:
         """The body in the shape that belongs to a path."""
