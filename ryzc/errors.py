@@ -10,7 +10,8 @@
     │   ├── TargetError      this CPU cannot run what was asked for
     │   ├── BundleError      a bundle is damaged, incomplete or from another version
     │   ├── ContextError     a prompt or batch does not fit the context
-    │   └── UsageError       an argument makes no sense
+    │   ├── UsageError       an argument makes no sense
+    │   └── QualityError     what was asked for costs the model more than its bound
     └── InternalError        ryzc is at fault                exit code 2
 
 ``str(error)`` says what went wrong and where; ``error.hint`` says what to do next.
@@ -66,6 +67,10 @@ class ContextError(UserError):
 
 class UsageError(UserError):
     """An argument is out of range or contradicts another."""
+
+
+class QualityError(UserError):
+    """What was asked for costs the model more of its quality than its bound allows."""
 
 
 class InternalError(RyzcError):
