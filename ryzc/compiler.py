@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +24,7 @@ from ryzc.lower import Lowered, lower, shared_object, tuner
 from ryzc.lower.weights import Produce
 from ryzc.passes import pipeline
 from ryzc.runtime import kv_quality
+from ryzc.runtime.perplexity import Perplexity
 from ryzc.sources import tokenizers
 from ryzc.sources.checkpoint import Checkpoint
 
@@ -156,7 +158,7 @@ def _try_kv(checkpoint: Checkpoint, asked: Lowered, directory: Path, tell: Progr
     """
     target, total = target_table.get("native"), 2 * kv_quality.WINDOWS
     lowered = {"f16": plan(checkpoint, activations=asked.plan.activations, kv="f16"), asked.plan.kv.dtype: asked}
-    found = []
+    found: list[Perplexity] = []
     with tempfile.TemporaryDirectory(prefix=".ryzc-kv-", dir=directory if directory.is_dir() else None) as place:
         for name, each in lowered.items():
             path, before = Path(place) / f"{name}.ryzc", len(found) * kv_quality.WINDOWS
@@ -169,15 +171,20 @@ def _try_kv(checkpoint: Checkpoint, asked: Lowered, directory: Path, tell: Progr
                 tokenizer_json=tokenizers.build(checkpoint.vocabulary),
                 tokenizer_config=tokenizers.settings(checkpoint.vocabulary),
             )
-            found.append(kv_quality.measure(path, progress=lambda done, _, __, b=before: tell("try", b + done, total)))
+            found.append(kv_quality.measure(path, progress=partial(_tried, tell, before, total)))
             shutil.rmtree(path)
     cost = kv_quality.cost(asked.plan.kv.dtype, found[1], found[0])
     if cost.excessive:
         raise QualityError(
-            f"{checkpoint.path.name}: keys and values in {cost.format.name} cost more than {cost.format.bound:.1%}: {cost}",
+            f"{checkpoint.path.name}: {cost.format.name} keys and values cost more than {cost.format.bound:.1%}: {cost}",
             hint="keep more bits (`ryzc eval kv` compares), or build all the same with --force (force=True)",
         )
     return cost
+
+
+def _tried(tell: Progress, before: int, total: int, done: int, windows: int, value: float) -> None:
+    del windows, value
+    tell("try", before + done, total)
 
 
 def _counted(produce: Produce, done: Callable[[], None]) -> Produce:
