@@ -176,7 +176,7 @@ def _try_kv(checkpoint: Checkpoint, asked: Lowered, directory: Path, tell: Progr
     cost = kv_quality.cost(asked.plan.kv.dtype, found[1], found[0])
     if cost.excessive:
         raise QualityError(
-            f"{checkpoint.path.name}: {cost.format.name} keys and values cost more than {cost.format.bound:.1%}: {cost}",
+            f"{checkpoint.path.name}: {cost.format.name} keys and values cost above {cost.format.bound:.1%}: {cost}",
             hint="keep more bits (`ryzc eval kv` compares), or build all the same with --force (force=True)",
         )
     return cost
