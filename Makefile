@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint peers bench bench-all clean
+.PHONY: demo test test-slow api-coverage lint peers bench bench-all clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,9 @@ test: $(VENV)/installed  ## the default suite
 
 test-slow: $(VENV)/installed  ## the long checks, one at a time: some of them measure time
 	$(BIN)/python -m pytest -m slow
+
+api-coverage: $(VENV)/installed  ## run others' suites against the server and write docs/api-coverage.md; two minutes
+	PYTHONPATH=tests $(BIN)/python -m conformance.table
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

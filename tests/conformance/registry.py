@@ -1,6 +1,7 @@
 """Environments of their own for programs of others, kept in the cache.
 
-A lock of what one consists of lies in ``constraints/NAME.txt``; the packages that are the point of it are pinned by hash.
+A lock of what one consists of lies in ``constraints/NAME.txt``; the packages that are the point of it are pinned by
+hash.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ import platformdirs
 CACHE = Path(platformdirs.user_cache_dir("ryzc")) / "conformance"
 CONSTRAINTS = Path(__file__).parent / "constraints"
 
-AWAY = ("Failed to establish a new connection", "Temporary failure in name resolution", "NewConnectionError", "timed out",
-        "Could not fetch URL", "Network is unreachable", "ConnectionResetError", "getaddrinfo")  # fmt: skip
-"""What pip says where there is no registry."""
+AWAY = (
+    "Failed to establish a new connection", "Temporary failure in name resolution", "NewConnectionError", "timed out",
+    "Could not fetch URL", "Network is unreachable", "ConnectionResetError", "getaddrinfo", "ENOTFOUND", "ECONNREFUSED",
+    "(from versions: none)",
+)  # fmt: skip
+"""What pip and npm say where there is no registry."""
 
 
 class UnreachableError(Exception):
@@ -124,9 +128,18 @@ def run(command: Sequence[str], timeout: float, **options: object) -> str:
     Raises:
         UnreachableError: it reached no registry.
     """
-    done = subprocess.run(  # type: ignore[call-overload]
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False, **options
-    )
+    try:
+        done = subprocess.run(  # type: ignore[call-overload]
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
+            **options,
+        )
+    except subprocess.TimeoutExpired:
+        raise UnreachableError(f"{command[0]} got no answer for {timeout:.0f} s") from None
     if done.returncode == 0:
         return str(done.stdout)
     if any(word in done.stdout for word in AWAY):

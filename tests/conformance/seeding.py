@@ -1,7 +1,7 @@
 """A pytest plugin inside a client's own tests: what they ask for by name is made first.
 
-The client's tests were written against a mock, which answers for any name. Here, a response that is retrieved or deleted
-must have been given before; so each request for the mock's name goes to one that was just made.
+The client's tests were written against a mock, which answers for any name. Here, a response that is retrieved or
+deleted must have been given before; so each request for the mock's name goes to one that was just made.
 """
 
 from __future__ import annotations

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +14,13 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import tiny_chat
+
+from ryzc.bundle import manifest as manifests
+from ryzc.cli._models import bundle_for
 
 TEMPLATE = (
     "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}"
@@ -63,3 +70,30 @@ def tiny(*names: str, **flags: str | int) -> Iterator[str]:
         bundle = tiny_chat.write(Path(directory) / "tiny.ryzc", template=TEMPLATE, context=8192)
         with serve(*(f"{name}={bundle}" for name in names or ("tiny",)), ctx_size=8192, threads=1, **flags) as url:
             yield url
+
+
+@contextmanager
+def greedy(model: str = "smollm2", penalty: float = 1.0, **flags: str | int) -> Iterator[str]:
+    """A server of a real model that answers the same question the same way; its URL.
+
+    Args:
+        model: what it serves.
+        penalty: for repetitions; small models end their answers with one.
+        flags: of ``ryzc serve``.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        bundle = _decided(bundle_for(model), Path(directory) / f"{model}.ryzc", penalty)
+        with serve(f"{model}={bundle}", **flags) as url:
+            yield url
+
+
+def _decided(bundle: Path, copy: Path, penalty: float) -> Path:
+    """A bundle whose makers recommend to take the best token."""
+    shutil.copytree(bundle, copy)
+    text = json.dumps({"temperature": 0, "repetition_penalty": penalty}).encode()
+    (copy / manifests.GENERATION_CONFIG).write_bytes(text)
+    found = manifests.read(copy)
+    entry = manifests.FileEntry(len(text), hashlib.sha256(text).hexdigest())
+    changed = replace(found, files={**found.files, manifests.GENERATION_CONFIG: entry})
+    (copy / manifests.MANIFEST).write_text(manifests.to_text(changed))
+    return copy

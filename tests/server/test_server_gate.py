@@ -256,3 +256,19 @@ def test_a_request_that_takes_too_long(start: Start, tokenizer: Tokenizer) -> No
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "timeout")
     assert int(answer.headers["retry-after"]) >= 1
     assert '"code":"timeout"' in server.chat(stream=True).text
+
+
+def test_a_number_in_a_path_that_is_none(server: Running) -> None:
+    answer = server.http.get("/v1/responses/resp_1/input_items", params={"limit": "many"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "limit")
+
+
+def test_what_is_not_served_is_not_asked_again(server: Running) -> None:
+    assert server.post("/v1/embeddings").headers["x-should-retry"] == "false"
+    assert "x-should-retry" not in server.post("/v1/chat/completions").headers
+
+
+def test_what_a_tokenizer_knows(server: Running) -> None:
+    told = server.http.get("/tokenizer_info").json()
+    assert server.post("/tokenize", prompt=told["eos_token"], add_special_tokens=False).json()["count"] == 1
+    assert "im_start" in told["chat_template"]

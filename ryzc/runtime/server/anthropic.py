@@ -113,9 +113,8 @@ class MessageAnswer:
         if isinstance(piece, Thought):
             block: dict[str, Any] = {"type": "thinking", "thinking": "", "signature": ""}
             return self._grow(block, "thinking", "thinking_delta", piece.text)
-        name = f"toolu_{piece.id}"
-        block = {"type": "tool_use", "id": name, "name": piece.call.name, "input": {}, "caller": {"type": "direct"}}
-        begin = [*self._close(), *self._begin(block)]
+        call = {"id": f"toolu_{piece.id}", "name": piece.call.name, "input": {}, "caller": {"type": "direct"}}
+        begin = [*self._close(), *self._begin({"type": "tool_use", **call})]
         self._blocks[-1]["input"] = json.loads(piece.call.arguments)
         delta = {"type": "input_json_delta", "partial_json": piece.call.arguments}
         return [*begin, _event("content_block_delta", index=len(self._blocks) - 1, delta=delta), *self._close()]

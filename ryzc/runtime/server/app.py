@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
@@ -15,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from ryzc import __version__
 from ryzc.errors import RyzcError
 from ryzc.runtime.server import anthropic, openai_chat, openai_completions, operations, responses, utility
-from ryzc.runtime.server.errors import ApiError, refusal
+from ryzc.runtime.server.errors import ApiError, refusal, wrong
 from ryzc.runtime.server.gate import PAGE, Gate
 from ryzc.runtime.server.log import log
 from ryzc.runtime.server.service import Service
@@ -95,6 +96,13 @@ def _handlers(app: FastAPI) -> None:
         response.headers.update(error.headers or {})
         return response
 
+    async def misread(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        fault = error.errors()[0]
+        param = str(fault["loc"][-1])
+        return told(request, wrong(param, f"'{param}': {fault['msg'][:1].lower()}{fault['msg'][1:]}"))
+
+    app.add_exception_handler(RequestValidationError, misread)
     app.add_exception_handler(ApiError, refused)
     app.add_exception_handler(RyzcError, refused)
     app.add_exception_handler(HTTPException, unrouted)

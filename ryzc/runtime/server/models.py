@@ -67,7 +67,7 @@ class Loaded:
         self.template_text = bundle.text(TEMPLATE_FILE) if bundle.has(TEMPLATE_FILE) else None
         eos = min(tokenizer.eos_ids) if tokenizer.eos_ids else None
         self.template = (
-            ChatTemplate(self.template_text, self._spell(tokenizer.bos_id), self._spell(eos))
+            ChatTemplate(self.template_text, self.spell(tokenizer.bos_id), self.spell(eos))
             if self.template_text is not None
             else None
         )
@@ -106,7 +106,8 @@ class Loaded:
             length *= 4
         return tokenizer.encode(text, add_special=add_special)
 
-    def _spell(self, id_: int | None) -> str:
+    def spell(self, id_: int | None) -> str:
+        """A token's text; none has none."""
         return "" if id_ is None else self.engine.tokenizer.piece(id_, special=True).decode(errors="replace")
 
 

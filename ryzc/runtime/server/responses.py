@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from ryzc.runtime.server import sse
 from ryzc.runtime.server.backend import Delta
 from ryzc.runtime.server.conversation import Conversation, Prepared, calls_from, prepare
-from ryzc.runtime.server.errors import ApiError, wrong
+from ryzc.runtime.server.errors import ApiError, unsupported, wrong
 from ryzc.runtime.server.fields import stops
 from ryzc.runtime.server.models import Loaded
 from ryzc.runtime.server.openai_chat import token_entry
@@ -62,7 +62,7 @@ def routes(service: Service) -> APIRouter:
     @router.get("/v1/responses/{id_}")
     async def one(id_: str, stream: bool = False) -> Any:
         if stream:
-            raise ApiError(501, "a response that was given cannot be streamed again", code="not_implemented")
+            raise unsupported("stream", "a response that was given is not streamed again")
         return store.get(id_).document
 
     @router.delete("/v1/responses/{id_}")
@@ -291,7 +291,7 @@ class ResponseAnswer:
             "frequency_penalty": chosen.frequency_penalty,
             "truncation": body.truncation or "disabled",
             "usage": self._usage() if ended else None,
-            "user": body.user,
+            **({} if body.user is None else {"user": body.user}),
             "service_tier": "default",
             "safety_identifier": body.safety_identifier,
             "prompt_cache_key": body.prompt_cache_key,
@@ -302,7 +302,7 @@ class ResponseAnswer:
         prompt, cached, completion = self._job.usage()
         return {
             "input_tokens": prompt,
-            "input_tokens_details": {"cached_tokens": cached},
+            "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
             "output_tokens": completion,
             "output_tokens_details": {"reasoning_tokens": self._reply.reasoning_tokens},
             "total_tokens": prompt + completion,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -59,7 +60,9 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/v1/models")
     async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [_card(entry, models) for entry in models.entries.values()]}
+        cards = [_card(entry, models) for entry in models.entries.values()]
+        ends = {"first_id": cards[0]["id"], "last_id": cards[-1]["id"]}
+        return {"object": "list", "data": cards, "has_more": False, **ends}
 
     @router.get("/v1/models/{name:path}")
     async def one_model(name: str) -> dict[str, Any]:
@@ -75,6 +78,10 @@ def routes(service: Service) -> APIRouter:
         body = await service.body(request, DetokenizeFields)
         return await service.with_model(body.model, lambda model: _detokenized(body.tokens, model))
 
+    @router.get("/tokenizer_info")
+    async def tokenizer_info(model: str | None = None) -> dict[str, Any]:
+        return await service.with_model(model, _tokenizer_info)
+
     @router.post("/apply-template")
     async def apply_template(request: Request) -> dict[str, Any]:
         body = await service.body(request, TemplateFields)
@@ -88,13 +95,18 @@ def routes(service: Service) -> APIRouter:
 
 
 def _card(entry: Entry, models: Models) -> dict[str, Any]:
-    """A model as OpenAI lists it, with vLLM's ``max_model_len``."""
+    """A model as OpenAI and Anthropic list it, with vLLM's ``max_model_len``."""
     return {
         "id": entry.name,
         "object": "model",
+        "type": "model",
+        "display_name": entry.name,
+        "lifecycle": "active",
         "created": entry.created,
+        "created_at": datetime.fromtimestamp(entry.created, UTC).isoformat().replace("+00:00", "Z"),
         "owned_by": "ryzc",
         "max_model_len": entry.context,
+        "max_input_tokens": entry.context,
         "loaded": entry.name in models.loaded,
     }
 
@@ -127,6 +139,19 @@ def _piece(piece: bytes) -> str | list[int]:
         return piece.decode()
     except UnicodeDecodeError:
         return list(piece)
+
+
+def _tokenizer_info(model: Loaded) -> dict[str, Any]:
+    """What vLLM tells of a tokenizer; lm-eval counts tokens with it."""
+    tokenizer = model.engine.tokenizer
+    return {
+        "bos_token": model.spell(tokenizer.bos_id) or None,
+        "eos_token": model.spell(min(tokenizer.eos_ids, default=None)) or None,
+        "pad_token": None,
+        "chat_template": model.template_text,
+        "model_max_length": model.engine.context,
+        "vocab_size": model.vocab_size,
+    }
 
 
 def _detokenized(ids: list[int], model: Loaded) -> dict[str, Any]:

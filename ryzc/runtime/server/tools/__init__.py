@@ -8,6 +8,7 @@ marks ``mark`` writes.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,8 @@ from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any, Protocol, TypeAlias
+
+_ESCAPED = re.compile(r"\\.", re.DOTALL)
 
 Tool: TypeAlias = Mapping[str, Any]
 """A function as OpenAI describes it: ``name``, ``description``, ``parameters`` (JSON schema)."""
@@ -151,7 +154,7 @@ class Marked:
         found: list[Found] = []
         while True:
             mark = self._end if self._inside else self._begin
-            at = self._held.find(mark)
+            at = outside(self._held, mark) if self._inside else self._held.find(mark)
             if at < 0:
                 break
             before, self._held = self._held[:at], self._held[at + len(mark) :]
@@ -168,7 +171,11 @@ class Marked:
         if not self._inside:
             return self._text(held)
         self._inside = False
-        return list(self._read(held)) or [self._begin + held]  # cut off at max_tokens, or the end mark was a stop
+        calls = self._read(held)  # the end mark may have been a stop
+        if calls or self._end not in held:
+            return list(calls) or [self._begin + held]  # cut off at max_tokens
+        before, _, after = held.partition(self._end)  # no JSON, so its quotes mean nothing
+        return [*self._body(before), *self.push(after), *self.flush()]
 
     def _body(self, text: str) -> list[Found]:
         calls = self._read(text)
@@ -179,6 +186,14 @@ class Marked:
         if self._called and not text.strip():  # line breaks between calls
             return []
         return [text] if text else []
+
+
+def outside(text: str, mark: str, start: int = 0) -> int:
+    """Where a mark stands that is not inside a JSON string, -1 where none does: arguments may hold any text."""
+    at = text.find(mark, start)
+    while at >= 0 and _ESCAPED.sub("", text[start:at]).count('"') % 2:
+        at = text.find(mark, at + len(mark))
+    return at
 
 
 def overlap(text: str, mark: str) -> int:

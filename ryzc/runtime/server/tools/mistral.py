@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from ryzc.runtime.server.tools import Call, Found, Tool, calls_of, calls_rule, overlap
+from ryzc.runtime.server.tools import Call, Found, Tool, calls_of, calls_rule, outside, overlap
 
 _MARK = "[TOOL_CALLS]"
 _NAMED = re.compile(r"\s*([A-Za-z0-9_.-]+)(?:\[CALL_ID\][A-Za-z0-9]+)?\s*(?:\[ARGS\])?\s*(?=\{)")
@@ -43,9 +43,18 @@ class Parser:
         return list(calls) if calls else [text] if text else []
 
 
+def _parts(text: str) -> Iterator[str]:
+    """What stands between the marks."""
+    start = 0
+    while (at := outside(text, _MARK, start)) >= 0:
+        yield text[start:at]
+        start = at + len(_MARK)
+    yield text[start:]
+
+
 def _read(text: str) -> list[Call]:
     calls: list[Call] = []
-    for part in text.split(_MARK):
+    for part in _parts(text):
         if not part.strip():
             continue
         named = _NAMED.match(part)
