@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ryzc.bundle import Bundle
 from ryzc.kv_formats import KV_FORMATS, KVFormat
-from ryzc.runtime.engine import load
+from ryzc.runtime.model import load
 from ryzc.runtime.perplexity import Perplexity, perplexity
 
 CONTEXT = 512
