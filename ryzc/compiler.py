@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
@@ -15,10 +18,13 @@ import onnx_ir as ir
 from ryzc import __version__, bundle, models, sources
 from ryzc import targets as target_table
 from ryzc.bundle import tuning
-from ryzc.errors import UsageError
+from ryzc.errors import QualityError, UsageError
+from ryzc.kv_formats import KV_FORMATS
 from ryzc.lower import Lowered, lower, shared_object, tuner
 from ryzc.lower.weights import Produce
 from ryzc.passes import pipeline
+from ryzc.runtime import kv_quality
+from ryzc.runtime.perplexity import Perplexity
 from ryzc.sources import tokenizers
 from ryzc.sources.checkpoint import Checkpoint
 
@@ -44,6 +50,7 @@ def build(
     activations: str = "int8",
     tune: bool = False,
     kv: str | None = None,
+    force: bool = False,
     progress: Progress | None = None,
     observer: Observer | None = None,
 ) -> Path:
@@ -55,8 +62,9 @@ def build(
         targets: names of targets, see ``ryzc targets``; ``native`` is this CPU.
         activations: ``int8`` (blocks of 32) or ``f32``, which is exact and slow.
         tune: measure on this CPU which method each kernel takes, for some seconds; changes speed, no bits.
-        kv: how keys and values are kept: ``f16``, ``int8`` or ``f32``; by default ``f16``, or ``f32`` beside
-            activations of f32.
+        kv: how keys and values are kept, see :mod:`ryzc.kv_formats`; by default ``f16``, or ``f32`` beside activations
+            of f32. What keeps them as codes is tried first: see :mod:`ryzc.runtime.kv_quality`.
+        force: build even where keys and values as asked for cost more than their bound, and do not try.
         progress: called as stages advance.
         observer: called with the graph after every pass.
 
@@ -64,6 +72,7 @@ def build(
         The bundle's directory.
 
     Raises:
+        QualityError: keys and values as asked for cost this model more of its perplexity than their bound.
         RyzcError: see :mod:`ryzc.errors`; nothing is left behind where the build fails.
     """
     tell = progress or _silent
@@ -83,6 +92,10 @@ def build(
     tell("plan", 0, 1)
     lowered = plan(checkpoint, activations=activations, kv=kv, observer=observer)
     tell("plan", 1, 1)
+
+    found = {}
+    if KV_FORMATS[lowered.plan.kv.dtype].coded and not force:
+        found["kv_cost"] = str(_try_kv(checkpoint, lowered, destination.absolute().parent, tell))
 
     files = {}
     if tune:
@@ -113,7 +126,7 @@ def build(
         tokenizer_config=tokenizers.settings(checkpoint.vocabulary),
         chat_template=checkpoint.chat_template,
         generation_config={},
-        provenance={**_provenance(checkpoint, activations), "kv": lowered.plan.kv.dtype},
+        provenance={**_provenance(checkpoint, activations), "kv": lowered.plan.kv.dtype, **found},
         files=files,
     )
     return destination
@@ -134,6 +147,44 @@ def plan(
     return lower(
         semantic.ir_model, semantic.config, architecture=checkpoint.architecture, activations=activations, notes=notes
     )
+
+
+def _try_kv(checkpoint: Checkpoint, asked: Lowered, directory: Path, tell: Progress) -> kv_quality.Cost:
+    """What keys and values as asked for cost beside float16, measured on this CPU with bundles that are thrown away.
+
+    Raises:
+        QualityError: more than the format's bound.
+        TargetError: this CPU runs no bundle.
+    """
+    target, total = target_table.get("native"), 2 * kv_quality.WINDOWS
+    lowered = {"f16": plan(checkpoint, activations=asked.plan.activations, kv="f16"), asked.plan.kv.dtype: asked}
+    found: list[Perplexity] = []
+    with tempfile.TemporaryDirectory(prefix=".ryzc-kv-", dir=directory if directory.is_dir() else None) as place:
+        for name, each in lowered.items():
+            path, before = Path(place) / f"{name}.ryzc", len(found) * kv_quality.WINDOWS
+            bundle.write(
+                path,
+                plan=each.plan,
+                weights=each.weights,
+                kernels={target.name: shared_object(each.plan, target)},
+                required={target.name: sorted(target.features)},
+                tokenizer_json=tokenizers.build(checkpoint.vocabulary),
+                tokenizer_config=tokenizers.settings(checkpoint.vocabulary),
+            )
+            found.append(kv_quality.measure(path, progress=partial(_tried, tell, before, total)))
+            shutil.rmtree(path)
+    cost = kv_quality.cost(asked.plan.kv.dtype, found[1], found[0])
+    if cost.excessive:
+        raise QualityError(
+            f"{checkpoint.path.name}: {cost.format.name} keys and values cost above {cost.format.bound:.1%}: {cost}",
+            hint="keep more bits (`ryzc eval kv` compares), or build all the same with --force (force=True)",
+        )
+    return cost
+
+
+def _tried(tell: Progress, before: int, total: int, done: int, windows: int, value: float) -> None:
+    del windows, value
+    tell("try", before + done, total)
 
 
 def _counted(produce: Produce, done: Callable[[], None]) -> Produce:

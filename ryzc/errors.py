@@ -12,7 +12,8 @@
     │   ├── ContextError     a prompt or batch does not fit the context
     │   │   └── PoolFullError    not enough of the KV pool is free for it now
     │   ├── OverloadError    there are more requests than can be taken now
-    │   └── UsageError       an argument makes no sense
+    │   ├── UsageError       an argument makes no sense
+    │   └── QualityError     what was asked for costs the model more than its bound
     └── InternalError        ryzc is at fault                exit code 2
 
 ``str(error)`` says what went wrong and where; ``error.hint`` says what to do next.
@@ -84,6 +85,10 @@ class OverloadError(UserError):
 
 class UsageError(UserError):
     """An argument is out of range or contradicts another."""
+
+
+class QualityError(UserError):
+    """What was asked for costs the model more of its quality than its bound allows."""
 
 
 class InternalError(RyzcError):

@@ -28,6 +28,8 @@ class RyzcEngine:
         self._engine = Engine(
             model, context=max(context, each), sequences=sequences, threads=threads, background=False, speculate="off"
         )
+        # As in an engine that has run for a while: a page's first use is the time of the system that hands out memory.
+        self._engine.compiled.kv.fill(0)
         self._random = np.random.default_rng(0)
 
     def _ids(self, count: int) -> list[int]:

@@ -13,6 +13,7 @@ from ryzc.cli import _terminal
 STAGES = {
     "read": "reading",
     "plan": "planning",
+    "try": "trying keys and values",
     "tune": "tuning kernels",
     "compile": "generating code",
     "pack": "packing weights",

@@ -9,6 +9,7 @@ import click
 from ryzc.cli import _terminal
 from ryzc.cli._models import STAGES, local
 from ryzc.errors import UsageError
+from ryzc.kv_formats import KV_FORMATS
 
 
 @click.command()
@@ -29,10 +30,16 @@ from ryzc.errors import UsageError
 @click.option("--tune", is_flag=True, help="Measure on this CPU which method suits each kernel; see `ryzc inspect`.")
 @click.option(
     "--kv",
-    type=click.Choice(["f16", "int8", "int8-int4", "int4", "f32"]),
-    help="How keys and values are kept: by default f16, or f32 with --activations f32; int8 is half of f16.",
+    type=click.Choice(list(KV_FORMATS)),
+    help="How keys and values are kept: by default f16, or f32 with --activations f32. int8 takes half of f16,"
+    " int8-int4 (keys in 8 bits, values in 4) two fifths, int4 a third. What costs perplexity beyond a bound (0.1 %,"
+    " 0.5 %, 0.5 %) is refused: 24 windows of 512 tokens are compared with f16 (about 20 s for 135M parameters on one"
+    " thread).",
 )
-def command(source: str, output: Path | None, target: str, activations: str, tune: bool, kv: str | None) -> None:
+@click.option("--force", is_flag=True, help="Take --kv at any cost, and skip the comparison.")
+def command(
+    source: str, output: Path | None, target: str, activations: str, tune: bool, kv: str | None, force: bool
+) -> None:
     """Compile a model into a bundle.
 
     SRC is a GGUF file, a named sample (see `ryzc pull --help`) or hf:ORG/REPO[:FILE].
@@ -44,5 +51,7 @@ def command(source: str, output: Path | None, target: str, activations: str, tun
 
     here = local(source)
     with _terminal.progress(STAGES) as update:
-        bundle = build(here, output, targets=names, activations=activations, kv=kv, tune=tune, progress=update)
+        bundle = build(
+            here, output, targets=names, activations=activations, kv=kv, force=force, tune=tune, progress=update
+        )
     click.echo(bundle)

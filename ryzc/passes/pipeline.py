@@ -30,7 +30,7 @@ def passes(*, activations: str = "int8", kv_dtype: str = "f16", page_tokens: int
 
     Args:
         activations: ``int8`` in blocks of 32, or ``f32`` throughout.
-        kv_dtype: ``f16``, ``int8`` or ``f32``, how keys and values are kept.
+        kv_dtype: a name of :data:`ryzc.kv_formats.KV_FORMATS`: how keys and values are kept.
         page_tokens: tokens in a page of the cache.
 
     Raises:

@@ -561,17 +561,16 @@ class Engine:
             sequence.request.outbox.put(Delta(sequence.index, "", (), (), "length"), self._bell)
             return
         ids: list[int] = []
-        texts: list[str] = []
-        for row in range(first, first + part.draws):
+        text = ""
+        for row, guess in zip(range(first, first + part.draws), (*part.drafts, -1), strict=True):
             id_ = drawn[row]
             try:
-                texts.append(sequence.push(id_, self.tokenizer.eos_ids))
+                text += sequence.push(id_, self.tokenizer.eos_ids)
             except RyzcError as error:
-                self._fail([part.sequence], error)
+                self._fail([sequence], error)
                 return
             ids.append(id_)
-            guess = row - first
-            if sequence.finish_reason is not None or guess == len(part.drafts) or part.drafts[guess] != id_:
+            if sequence.finish_reason is not None or guess != id_:
                 break
         sequence.computed = part.start + part.tokens - len(part.drafts) + len(ids) - 1
         logprobs: tuple[TokenLogprob, ...] = ()
@@ -583,7 +582,7 @@ class Engine:
             self.speculator.extend(sequence.drafting, ids, result.ids[first : first + part.draws])
         self._count(sequence, len(ids), len(part.drafts), now)
         sequence.request.outbox.put(
-            Delta(sequence.index, "".join(texts), tuple(ids), logprobs, sequence.finish_reason), self._bell
+            Delta(sequence.index, text, tuple(ids), logprobs, sequence.finish_reason), self._bell
         )
 
     def _tell_prompt(self, part: Part, result: StepResult) -> None:

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 import weakref
+from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -119,20 +120,19 @@ class CompiledModel:
         self._weights = memory.read_weights(self.bundle, self.weights, self.threads)
         self._arena = memory.anonymous(plan.arena_bytes)
         self._kv = memory.anonymous(self.pages * plan.kv.page_bytes)
-        self._batch = np.zeros((3, plan.max_tokens), np.int32)
-        """Tokens, positions and sequences of a step."""
-        self._rows = np.zeros(plan.max_rows, np.int32)
+        batch = [np.zeros(size, np.int32) for size in (*[plan.max_tokens] * 3, plan.max_rows)]
+        self._inputs = [values.data for values in batch]
+        """Tokens, positions, sequences and rows of a step."""
         self._ids = np.zeros((plan.max_rows, plan.max_candidates), np.int32)
         self._best = np.zeros((plan.max_rows, plan.max_candidates), np.float32)
         self._row_max, self._row_sum = (np.zeros(plan.max_rows, np.float32) for _ in range(2))
         self._drawn = np.zeros(plan.max_rows, np.int32)
+        self._views: dict[tuple[int, int], tuple[I32, F32, F32, F32, F32, I32]] = {}
         self._logits = self._find_logits()
         self.row_parameters = RowParameters(plan.max_rows, plan.logits_stride)
         self._context = memory.anonymous(abi.SIZE)
-        self._fields = {
-            field.name: self._context[field.offset : field.offset + 8].view(np.int64) for field in abi.FIELDS
-        }
-        pointers = self._set_up_context()
+        self._words = self._context.data.cast("q")
+        pointers = self._set_up_context(batch)
         self._neighbours = Neighbours(self.threads, cpu.topology.usable)
         seats = cpu.topology.seats(self.threads)
         crowd = max(Counter(seats).values())
@@ -161,19 +161,16 @@ class CompiledModel:
         return logits
 
     def _set(self, name: str, value: int) -> None:
-        self._fields[name][0] = value
+        self._words[abi.BY_NAME[name].offset >> 3] = value
 
-    def _set_up_context(self) -> list[npt.NDArray[Any]]:
+    def _set_up_context(self, batch: Sequence[I32]) -> list[npt.NDArray[Any]]:
         """Fill in all that stays the same from step to step; returns the memory that the context points to."""
         pointers: dict[str, npt.NDArray[Any]] = {
             "weights": self._weights,
             "arena": self._arena,
             "kv": self._kv,
             "page_table": self.page_table,
-            "tokens": self._batch[0],
-            "positions": self._batch[1],
-            "sequences": self._batch[2],
-            "rows": self._rows,
+            **dict(zip(("tokens", "positions", "sequences", "rows"), batch, strict=True)),
             "logits": self._logits,
             "candidate_ids": self._ids,
             "candidate_logits": self._best,
@@ -183,8 +180,8 @@ class CompiledModel:
             "token_masks": self.row_parameters.masks,
             "drawn": self._drawn,
         }
-        for name, array in pointers.items():
-            self._set(name, array.ctypes.data)
+        for name, region in pointers.items():
+            self._set(name, region.ctypes.data)
         self._set("spin", SPIN_PAUSES)
         self._set("page_table_stride", self.page_table.shape[1])
         self._bind_adjustments()
@@ -192,8 +189,8 @@ class CompiledModel:
 
     def _bind_adjustments(self) -> None:
         rows = self.row_parameters
-        for name, array in (("ids", rows.ids), ("factors", rows.factors), ("offsets", rows.offsets)):
-            self._set(f"adjustment_{name}", array.ctypes.data)
+        for name, region in (("ids", rows.ids), ("factors", rows.factors), ("offsets", rows.offsets)):
+            self._set(f"adjustment_{name}", region.ctypes.data)
         self._set("adjustment_capacity", len(rows.ids))
         self._bound = rows.generation
 
@@ -226,13 +223,13 @@ class CompiledModel:
         finally:
             self.row_parameters.clear()
 
-    def _stepped(self, batch: npt.NDArray[np.int64], rows: list[int], candidates: int) -> StepResult:
+    def _stepped(self, batch: tuple[array[int], ...], rows: array[int], candidates: int) -> StepResult:
         with self._lock:
             if not self._finalizer.alive:
                 raise UsageError("the model is closed")
-            count, r = batch.shape[1], len(rows)
-            self._batch[:, :count] = batch
-            self._rows[:r] = rows
+            count, r = len(batch[0]), len(rows)
+            for target, values in zip(self._inputs, (*batch, rows), strict=True):
+                target[: len(values)] = values
             self._set("token_count", count)
             self._set("row_count", r)
             self._set("candidate_count", candidates)
@@ -243,15 +240,17 @@ class CompiledModel:
             self._step(self._address)
             seconds = time.perf_counter() - start
             self._neighbours.stepped()
-        return StepResult(
-            self._ids[:r, :candidates],
-            self._best[:r, :candidates],
-            self._row_max[:r],
-            self._row_sum[:r],
-            self._logits[:r, : self.vocab_size],
-            self._drawn[:r],
-            seconds,
-        )
+        views = self._views.get((r, candidates))
+        if views is None:
+            views = self._views[r, candidates] = (
+                self._ids[:r, :candidates],
+                self._best[:r, :candidates],
+                self._row_max[:r],
+                self._row_sum[:r],
+                self._logits[:r, : self.vocab_size],
+                self._drawn[:r],
+            )
+        return StepResult(*views, seconds)
 
     def _checked(
         self,
@@ -260,16 +259,17 @@ class CompiledModel:
         sequences: Sequence[int] | I32,
         rows: Sequence[int] | I32,
         candidates: int,
-    ) -> tuple[npt.NDArray[np.int64], list[int]]:
-        # Small batches come many times a second: as few calls of numpy as will do.
+    ) -> tuple[tuple[array[int], ...], array[int]]:
+        # Small batches come many times a second, when numpy's overhead would be most of the time between two steps.
         try:
-            batch = np.array((tokens, positions, sequences), dtype=np.int64)
-            wanted = [int(row) for row in rows]
-        except (ValueError, TypeError) as error:
-            raise UsageError("a batch needs as many positions and sequences as tokens, all in one dimension") from error
-        if batch.ndim != 2:
-            raise UsageError("a batch needs as many positions and sequences as tokens, all in one dimension")
-        count = batch.shape[1]
+            batch = tuple(_integers(values) for values in (tokens, positions, sequences))
+            wanted = _integers(rows)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UsageError(f"a batch holds 32-bit integers in one dimension: {error}") from error
+        ids, places, owners = batch
+        count = len(ids)
+        if not count == len(places) == len(owners):
+            raise UsageError("a batch needs as many positions and sequences as tokens")
         if not 1 <= count <= self.max_tokens or len(wanted) > self.max_rows:
             raise UsageError(
                 f"a batch of {count} tokens and {len(wanted)} rows: this bundle steps 1 to {self.max_tokens} tokens"
@@ -280,15 +280,12 @@ class CompiledModel:
         needed = self.row_parameters.most_candidates(len(wanted))
         if candidates < needed <= self.max_candidates:
             raise UsageError(f"a row is drawn from its {needed} best tokens, but the step finds {candidates}")
-        (low_id, low, low_sequence), (high_id, high, high_sequence) = (
-            batch.min(axis=1).tolist(),
-            batch.max(axis=1).tolist(),
-        )
-        if low_id < 0 or high_id >= self.vocab_size:
+        if min(ids) < 0 or max(ids) >= self.vocab_size:
             raise UsageError(f"token ids must be in 0 .. {self.vocab_size - 1}")
-        if low_sequence < 0 or high_sequence >= len(self.page_table):
+        if min(owners) < 0 or max(owners) >= len(self.page_table):
             raise UsageError(f"sequences must be in 0 .. {len(self.page_table) - 1}")
-        if low < 0 or high >= self.context:
+        high = max(places)
+        if min(places) < 0 or high >= self.context:
             raise ContextError(
                 f"position {high} lies outside the context of {self.context} tokens",
                 hint="set a larger context (-c)",
@@ -299,10 +296,10 @@ class CompiledModel:
         # there is nothing to see; what lies behind a shorter sequence's end may be anything.
         used = self.page_table[:, : high // self.page_tokens + 1]
         if used.min() < 0 or used.max() >= self.pages:
-            self._check_pages(batch[1], batch[2])
+            self._check_pages(np.asarray(places), np.asarray(owners))
         return batch, wanted
 
-    def _check_pages(self, positions: npt.NDArray[np.int64], sequences: npt.NDArray[np.int64]) -> None:
+    def _check_pages(self, positions: I32, sequences: I32) -> None:
         for sequence in np.unique(sequences):
             used = self.page_table[sequence, : int(positions[sequences == sequence].max()) // self.page_tokens + 1]
             if used.min() < 0 or used.max() >= self.pages:
@@ -367,6 +364,10 @@ class CompiledModel:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _integers(values: Sequence[int] | I32) -> array[int]:
+    return array("i", values.astype(np.int64).tolist() if isinstance(values, np.ndarray) else values)
 
 
 def _worker(work: Native, context: int, number: int, cpus: frozenset[int]) -> None:
