@@ -9,12 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
+from benchmarks import machine
 from benchmarks.compare import PAUSE
+from benchmarks.readme import END, START
 from benchmarks.worker import PeerError, Worker
 
 TOGETHER, DEPTH, TOKENS = 8, 64, 96
@@ -74,6 +79,46 @@ def measure(bundle: Path, model: Path | None, threads: int, rounds: int) -> dict
     return {"threads": threads, "absent": absent, **{k: statistics.median(v) for k, v in found.items()}}
 
 
+def table(found: Sequence[dict[str, Any]], bundle: Path) -> str:
+    """Markdown of the figures, a column a number of threads."""
+    facts = machine.facts()
+    lines = [
+        "| | " + " | ".join(f"{one['threads']} thread{'s' * (one['threads'] > 1)}" for one in found) + " |",
+        "|---|" + "--:|" * len(found),
+    ]
+    for title, form in ROWS:
+        if all(name in one for one in found for name in _names(form)):
+            lines.append(f"| {title} | " + " | ".join(form.format(**one) for one in found) + " |")
+    where = f"{bundle.name} on {facts['cpu']}, medians; ryzc {facts['commit']}, {facts['date']}"
+    return "\n".join([*lines, "", f"{where}."])
+
+
+ROWS = (
+    (f"{TOGETHER} requests together, tok/s", "{together:.0f}"),
+    ("one request alone, tok/s", "{alone:.0f}"),
+    ("together ÷ alone", "{times_alone:.2f}×"),
+    (f"llama.cpp, {TOGETHER} sequences, tok/s", "{llama_cpp:.0f}"),
+    ("together ÷ llama.cpp", "{times_llama_cpp:.1f}×"),
+    (f"time outside native code at {TOGETHER} requests", "{schedule_share:.1%}"),
+    (f"first token of a prompt of {SHARED + OWN}, ms", "{first_ms:.0f}"),
+    (f"the same where {SHARED} tokens are known, ms", "{later_ms:.0f}"),
+    (f"the same beside up to {SHARING - 1} that decode, ms", "{beside_ms:.0f}"),
+    ("first ÷ later", "{first_over_later:.0f}×"),
+)
+
+
+def _names(form: str) -> list[str]:
+    return [name for _, name, _, _ in Formatter().parse(form) if name]
+
+
+def write(page: Path, text: str) -> None:
+    """Put a text between the marks of a page."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(START)
+    if END not in rest:
+        sys.exit(f"error: {page} lacks the lines {START} and {END}")
+    page.write_text(f"{before}{START}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=(__doc__ or "").split(":")[0])
@@ -81,9 +126,14 @@ def main() -> None:
     parser.add_argument("model", type=Path, nargs="?", help="the GGUF file for llama.cpp")
     parser.add_argument("-t", "--threads", default="1,2", help="by comma")
     parser.add_argument("-r", "--rounds", type=int, default=5)
+    parser.add_argument("--write", type=Path, help="a page with marks to put the table between")
     arguments = parser.parse_args()
+    found = []
     for threads in map(int, arguments.threads.split(",")):
-        print(json.dumps(measure(arguments.bundle, arguments.model, threads, arguments.rounds), indent=1), flush=True)
+        found.append(measure(arguments.bundle, arguments.model, threads, arguments.rounds))
+        print(json.dumps(found[-1], indent=1), flush=True)
+    if arguments.write:
+        write(arguments.write, table(found, arguments.bundle))
 
 
 if __name__ == "__main__":
