@@ -64,9 +64,7 @@ def perplexity(bundle: Path, path: Path, ctx_size: int, chunks: int | None, thre
 
 @command.command()
 @click.argument("source", metavar="SRC")
-@click.option(
-    "--text", "path", type=click.Path(path_type=Path), help="A text in UTF-8; by default Python's manual."
-)
+@click.option("--text", "path", type=click.Path(path_type=Path), help="A text in UTF-8; by default Python's manual.")
 @click.option("-c", "--ctx-size", type=click.IntRange(4), default=512, show_default=True, help="Tokens of a window.")
 @click.option("--chunks", type=click.IntRange(1), default=20, show_default=True, help="Only the first so many windows.")
 @click.option("-t", "--threads", type=click.IntRange(1), help="Threads; by default the physical cores.")
