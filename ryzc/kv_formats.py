@@ -58,6 +58,11 @@ _ALL = (
 KV_FORMATS: Final = {format_.name: format_ for format_ in _ALL}
 
 
+def fits(name: str, head_dim: int) -> bool:
+    """Whether heads of a size can be kept so: codes of 4 bits lie in pairs of groups."""
+    return KV_FORMATS[name].value_bits != 4 or head_dim % (2 * GROUP) == 0
+
+
 def block(head_dim: int) -> int:
     """Elements that are transformed together, and share a scale where a key has 8 bits."""
     return min(_BLOCK, head_dim & -head_dim)

@@ -24,6 +24,7 @@ from ryzc.bundle.plan import KernelSpec, Plan
 from ryzc.codegen import isa as instruction_sets
 from ryzc.codegen.isa import Isa
 from ryzc.compiler import plan
+from ryzc.kv_formats import KV_FORMATS
 from ryzc.sources.checkpoint import StoredTensor
 from ryzc.templates import scaffold
 from ryzc.templates.kernels import from_spec
@@ -69,6 +70,8 @@ CHECKPOINTS = {
 def plans() -> dict[str, Plan]:
     """Models of published shapes in usual mixes of formats, and tiny ones with every format in some place."""
     found = {name: plan(make()).plan for name, make in CHECKPOINTS.items()}
+    for kv in (name for name, format_ in KV_FORMATS.items() if format_.coded):
+        found[f"llama {kv}"] = plan(llama(heads=6, kv_heads=2, head_dim=64, mix=("q8_0",), make=hollow), kv=kv).plan
     for make in (llama, gemma3, qwen3):
         model = make(mix=("q8_0",), make=hollow)
         found[f"{model.architecture} f32"] = plan(model, activations="f32").plan

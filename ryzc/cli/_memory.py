@@ -11,14 +11,18 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ryzc.bundle import Bundle
-from ryzc.bundle.plan import Plan
+from ryzc.bundle.plan import KVSpec, Plan
 from ryzc.cli import _terminal
 from ryzc.errors import InternalError
+from ryzc.kv_formats import KV_FORMATS, fits
+
+LONG = 32768
+"""A context that formats of keys and values are compared at, beside the one asked for."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +73,23 @@ def predict(bundle: Bundle, context: int) -> Footprint:
     )
 
 
-def report(footprint: Footprint, context: int) -> dict[str, Any]:
+def formats(kv: KVSpec) -> dict[str, int]:
+    """Bytes of a token's keys and values, by how they can be kept."""
+    return {
+        name: replace(kv, dtype=name).token_bytes * kv.layers
+        for name in sorted(KV_FORMATS, key=lambda name: -KV_FORMATS[name].key_bits - KV_FORMATS[name].value_bits)
+        if fits(name, kv.head_dim)
+    }
+
+
+def report(footprint: Footprint, context: int, kv: KVSpec) -> dict[str, Any]:
     """For ``--json``; bytes."""
     totals = {"total_copied": footprint.total("copy"), "total_mapped": footprint.total("map")}
-    return {"context": context, **asdict(footprint), **totals}
+    return {"context": context, **asdict(footprint), **totals, "kv_bytes_per_token": formats(kv)}
 
 
-def text(footprint: Footprint, context: int) -> str:
-    """For people: a column for each way of holding weights."""
+def text(footprint: Footprint, context: int, kv: KVSpec) -> str:
+    """For people: a column for each way of holding weights, and a line for each way of keeping keys and values."""
     f, size = footprint, _terminal.size
     both = {
         "keys and values": f.keys_and_values,
@@ -92,7 +105,18 @@ def text(footprint: Footprint, context: int) -> str:
         ["total", size(f.total("copy")), size(f.total("map"))],
         *[["with an empty one", *(size(f.total(way) - f.keys_and_values) for way in ("copy", "map"))]],
     ]
-    return f"memory of a process whose context of {context} tokens is full\n{_terminal.table(rows, indent='  ')}"
+    kept = [
+        ["", "a token", *(f"{tokens} tokens" for tokens in dict.fromkeys((context, LONG)))],
+        *([name, *(size(n * each) for n in dict.fromkeys((1, context, LONG)))] for name, each in formats(kv).items()),
+    ]
+    return "\n".join(
+        [
+            f"memory of a process whose context of {context} tokens is full",
+            _terminal.table(rows, indent="  "),
+            f"keys and values by --kv; this bundle has {kv.dtype}",
+            _terminal.table(kept, indent="  "),
+        ]
+    )
 
 
 def _target(bundle: Bundle) -> str:

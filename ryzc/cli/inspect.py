@@ -86,8 +86,8 @@ def command(
         if bundle is None:
             raise UsageError("--memory is about the process that runs a bundle", hint=f"build it: ryzc build {model}")
         footprint = _memory.predict(bundle, context)
-        said = _memory.report(footprint, context)
-        click.echo(json.dumps(said, indent=2) if as_json else _memory.text(footprint, context))
+        said = _memory.report(footprint, context, plan.kv)
+        click.echo(json.dumps(said, indent=2) if as_json else _memory.text(footprint, context, plan.kv))
         return
     report = {**about, **about_plan(plan, context)}
     click.echo(json.dumps(report, indent=2) if as_json else _terminal.printable(text(report)))

@@ -54,7 +54,8 @@ def test_the_table(smollm2: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["inspect", str(smollm2), "--memory", "-c", "64"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "memory of a process whose context of 64 tokens is full"
-    rows = {line[2:24].strip(): line.split()[-2:] for line in lines[2:]}
+    formats = lines.index("keys and values by --kv; this bundle has f16")
+    rows = {line[2:24].strip(): line.split()[-2:] for line in lines[2:formats]}
     assert list(rows) == [
         "weights",
         "keys and values",
@@ -66,6 +67,10 @@ def test_the_table(smollm2: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "with an empty one",
     ]
     assert rows["keys and values"] == ["1.5", "MB"]
+    by_format = {line.split()[0]: line.split()[1:] for line in lines[formats + 2 :]}
+    assert list(by_format) == ["f32", "f16", "int8", "int8-int4", "int4"]
+    assert by_format["f16"] == ["23.0", "kB", "1.5", "MB", "755.0", "MB"]
+    assert by_format["int4"] == ["7.2", "kB", "460.8", "kB", "235.9", "MB"]
 
 
 def test_a_source_is_no_process(smollm2_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,7 +136,7 @@ def test_build_prints_the_bundle(
         cli.main(["build", str(source), "-o", str(output), "--target", "znver2, znver4", "--activations", "f32"]) == 0
     )
     assert capsys.readouterr() == (f"{output}\n", "")
-    options = {"targets": ("znver2", "znver4"), "activations": "f32", "kv": None, "tune": False}
+    options = {"targets": ("znver2", "znver4"), "activations": "f32", "kv": None, "force": False, "tune": False}
     assert builds.calls[1:] == [(str(source), output, options)]
 
 

@@ -85,7 +85,8 @@ _BASIC = (
     }
     """,
     # x f32[T, W] -> codes f32[T, W], whole numbers in 0 .. 15, scale f32[T, W / block] and zero f32[T, W / block],
-    # whole numbers in 0 .. 30. A scale is one of 256, the smallest for which the block fits; zero is in the grid.
+    # whole numbers in 0 .. 30. Of six grids the first with the least squared error: the smallest of 256 scales that
+    # holds the block and the next smaller one, each with the codes around the block's middle, or half a step aside.
     f"""
     QuantizeGroups <block> (x) => (codes, scale, zero)
     {{
@@ -98,6 +99,7 @@ _BASIC = (
         nothing = Constant<value_float = 0.0> ()
         half = Constant<value_float = 0.5> ()
         one = Constant<value_float = 1.0> ()
+        two = Constant<value_float = 2.0> ()
         middle = Constant<value_float = 15.0> ()
         end = Constant<value_float = 30.0> ()
         step = Constant<value_float = 0.0333333333333333333> ()
@@ -115,27 +117,51 @@ _BASIC = (
         table = Reshape (table2, last)
         smaller = Less (table, least)
         smaller_i = Cast<to = 7> (smaller)
-        place_or_more = ReduceSum<keepdims = 0> (smaller_i, last)
+        place_or_more = ReduceSum<keepdims = 1> (smaller_i, last)
         top = Constant<value_int = 255> ()
         place = Min (place_or_more, top)
-        scale = Gather<axis = 0> (table, place)
-
-        scale3 = Unsqueeze (scale, last)
-        inverse = Div (one, scale3)
+        down = Constant<value_ints = [0, 0, 0, 1, 1, 1]> ()
+        aside = Constant<value_floats = [0.0, -1.0, 1.0, 0.0, -1.0, 1.0]> ()
+        none = Constant<value_int = 0> ()
+        places_or_less = Sub (place, down)
+        places = Max (places_or_less, none)
+        scales = Gather<axis = 0> (table, places)
+        inverses = Div (one, scales)
         both = Add (low, high)
-        steps = Mul (both, inverse)
+        steps = Mul (both, inverses)
         half_steps = Mul (steps, half)
         offset = Sub (middle, half_steps)
         offset_whole = Round (offset)
-        zero3 = Clip (offset_whole, nothing, end)
-        scaled = Mul (x3, inverse)
-        moved = Add (scaled, zero3)
+        moved_aside = Add (offset_whole, aside)
+        zeros = Clip (moved_aside, nothing, end)
+
+        grid = Constant<value_ints = [2]> ()
+        x4 = Unsqueeze (x3, grid)
+        inverses4 = Unsqueeze (inverses, last)
+        zeros4 = Unsqueeze (zeros, last)
+        scaled = Mul (x4, inverses4)
+        moved = Add (scaled, zeros4)
         halved = Mul (moved, half)
         rounded = Round (halved)
         within = Clip (rounded, nothing, middle)
-        shape = Shape (x)
-        codes = Reshape (within, shape)
+        doubled = Mul (within, two)
+        kept = Sub (doubled, zeros4)
+        error = Sub (scaled, kept)
+        squared = Mul (error, error)
+        sums = ReduceSum<keepdims = 0> (squared, last)
+        unit = Mul (scales, scales)
+        errors = Mul (sums, unit)
+        best = ArgMin<axis = 2, keepdims = 1> (errors)
+        scale3 = GatherElements<axis = 2> (scales, best)
+        zero3 = GatherElements<axis = 2> (zeros, best)
+        scale = Squeeze (scale3, last)
         zero = Squeeze (zero3, last)
+        best4 = Unsqueeze (best, last)
+        shape4 = Shape (x4)
+        best_of_each = Expand (best4, shape4)
+        codes4 = GatherElements<axis = 2> (within, best_of_each)
+        shape = Shape (x)
+        codes = Reshape (codes4, shape)
     }}
     """,
     # codes [.., D], zero [.., blocks] -> f32[.., D]: 2 * code - zero

@@ -20,12 +20,24 @@ code, because two products by a signed byte must not overflow 16 bits. Codes of 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from ryzc.codegen.isa import Dot, Isa
 from ryzc.codegen.vector import F32, I8, I32, Value, vec
 from ryzc.templates.kernels.activations import TINY
-from ryzc.templates.kernels.attention_rows import LANES, LOWEST, VECTOR, VECTOR_BYTES, Rows, row_maxima, tile
+from ryzc.templates.kernels.attention_rows import (
+    LANES,
+    LINE,
+    LOWEST,
+    VECTOR,
+    VECTOR_BYTES,
+    Rows,
+    Turn,
+    row_maxima,
+    tile,
+)
 from ryzc.templates.kernels.hadamard import hadamard
 from ryzc.templates.kernels.head_codes import byte_codes, group_scale, load_bfloat16, load_bytes, unpacked
 from ryzc.templates.kernels.pages import Pages
@@ -41,6 +53,28 @@ _TOP = {8: 255, 4: 30}
 """The largest code of a key, by its bits."""
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Elements of a page's keys that share a scale.
+
+    Attributes:
+        block, index: which block and which group of the head.
+        element: where in the block it begins.
+        quads: how many quads of elements it has.
+        load: gives a quad of all keys.
+        steps: scales, by vectors of 16 keys.
+        zeros: zero points, by registers, where codes have them.
+    """
+
+    block: Value
+    index: Value
+    element: int
+    quads: int
+    load: Callable[[int], list[Value]]
+    steps: list[Value]
+    zeros: list[Value] | None
+
+
 class CodeRows(Rows):
     """Rows over a cache of codes."""
 
@@ -54,11 +88,12 @@ class CodeRows(Rows):
         self.value_groups = 1 if pages.value_bits == 8 else pages.groups
         self.query_codes = fn.stack(I8, self.count * head_dim)
         self.query_scales = fn.stack(F32, self.count * self.blocks)
-        self.query_sums = fn.stack(I32, self.count * self.key_groups)
-        self.scores = fn.stack(F32, self.count * slots)
+        self.query_starts = fn.stack(I32, self.count * self.key_groups)
+        self.scores_bytes = 4 * self.count * slots
+        self.scores = fn.stack(F32, 2 * self.count * slots)
         self.codes = fn.stack(I8, self.count * self.value_groups * slots)
         self.inverses = fn.stack(F32, LANES)
-        self.steps = fn.stack(F32, self.value_groups * LANES)
+        self.steps = fn.stack(F32, self.value_groups * self.count + LANES)
 
     def read(self, q: Value, stride: int, scale: float) -> None:
         fn, head_dim = self.fn, self.pages.head_dim
@@ -70,8 +105,9 @@ class CodeRows(Rows):
                 fn.store(code.to_int(I8), self.query_codes, row * head_dim + i * LANES, align=16)
             for g in range(self.key_groups):
                 first, *others = codes[g * per_group : (g + 1) * per_group]
-                total = sum(others, first).sum()
-                fn.store(total, self.query_sums, 4 * (row * self.key_groups + g), align=4)
+                # Codes of 8 bits are stored with 128 added, codes of 4 bits have a zero point.
+                start = sum(others, first).sum() * (-128 if self.pages.key_bits == 8 else -1)
+                fn.store(start, self.query_starts, 4 * (row * self.key_groups + g), align=4)
             for b, step in enumerate(scales):
                 base2 = step * (scale * math.log2(math.e))
                 fn.store(base2, self.query_scales, 4 * (row * self.blocks + b), align=4)
@@ -82,32 +118,54 @@ class CodeRows(Rows):
             place = self.fn.at(out, token.index * stride, head.index * self.head_bytes)
             hadamard(self.fn, place, self.pages.head_dim, self.pages.block)
 
-    def page(self, slot: Value, best: Value, keys: Value, next_keys: Value) -> Value:
+    def begin(self, first: Value, keys: Value) -> None:
+        self._score(keys, keys, self.fn.at(self.scores, (first & 1) * self.scores_bytes))
+
+    def page(self, slot: Value, best: Value, turn: Turn) -> Value:
+        """The next page's scores come first: they wait for nothing, and fill the time in which this page's wait.
+
+        Scores lie in two places in turn.
+        """
         fn, pages = self.fn, self.pages
-        values = fn.at(keys, pages.key_region)
+        here, there = (fn.at(self.scores, ((turn.index + i) & 1) * self.scores_bytes) for i in range(2))
+        with fn.when(turn.more):
+            self._score(turn.next_keys, turn.later_keys, there)
+        values = fn.at(turn.keys, pages.key_region)
         visible = [self.visible(slot + token) for token in range(self.tokens)]
-        self._score(keys, next_keys)
         scores = [
             [mask.select(score, LOWEST) for mask, score in zip(visible[row // self.group], found, strict=True)]
-            for row, found in enumerate(self._page_of(self.scores))
+            for row, found in enumerate(self._page_of(here))
         ]
         new = best.maximum(row_maxima(scores))
         fn.store(new, self.best, align=64)
         self.rescale(exp2(fn, best - new))
         for row, found in enumerate(scores):
+            self._ask(turn.later_keys, 1, fn.i64(row), self.count)
             highest = self.of_row(self.best, row)
             total = fn.load(VECTOR, self.totals, row * VECTOR_BYTES, align=64)
             for v, (mask, score) in enumerate(zip(visible[row // self.group], found, strict=True)):
                 chance = mask.select(exp2(fn, score - highest, _LEAST), 0.0)
                 total = total + chance
-                fn.store(chance, self.scores, row * 4 * pages.page_tokens + v * VECTOR_BYTES, align=64)
+                fn.store(chance, here, row * 4 * pages.page_tokens + v * VECTOR_BYTES, align=64)
             fn.store(total, self.totals, row * VECTOR_BYTES, align=64)
-        self._quantize(values, visible)
-        if pages.value_bits == 8:
-            self._add_bytes(values)
-        else:
-            self._add_nibbles(values)
+        self._quantize(values, visible, here)
+        add = self._add_bytes if pages.value_bits == 8 else self._add_nibbles
+        add(values, turn.later_keys)
         return new
+
+    # What the page after the next holds of this head is asked for in thirds: while scores, chances and sums are made.
+
+    def _lines(self, parts: int) -> int:
+        """Lines of a third, in so many equal parts."""
+        lines = -(-self.pages.head_region // LINE)
+        return -(-lines // (3 * parts))
+
+    def _ask(self, later: Value, third: int, part: Value, parts: int, step: tuple[int, int] = (0, 1)) -> None:
+        """Ask for one of so many parts of a third, or for the ``i``-th of ``n`` steps of it."""
+        lines, (i, n) = self._lines(parts), step
+        start, stop = (lines * at // n for at in (i, i + 1))
+        place = self.fn.at(later, part * (lines * LINE), (third * self._lines(1) + start) * LINE)
+        self.prefetch(place, (stop - start) * LINE)
 
     def _page_of(self, vectors: Value) -> list[list[Value]]:
         """What stands for each row and slot in memory, ``[row][vector of slots]``."""
@@ -119,126 +177,130 @@ class CodeRows(Rows):
 
     # --- keys -------------------------------------------------------------------------------
 
-    def _score(self, keys: Value, next_keys: Value) -> None:
-        """Scores of a page, block by block."""
+    def _score(self, keys: Value, later: Value, scores: Value) -> None:
+        """Scores of a page, block by block, while a part of a later one is asked for."""
         fn, pages = self.fn, self.pages
         vectors = pages.page_tokens // LANES
         height, width = tile(self.isa, self.count, vectors)
-        for row in range(self.count):
-            for v in range(vectors):
-                zero = fn.const(VECTOR, 0.0)
-                fn.store(zero, self.scores, row * 4 * pages.page_tokens + v * VECTOR_BYTES, align=64)
-        add = self._add_byte_keys if pages.key_bits == 8 else self._add_nibble_keys
-        ahead = -(-pages.head_region // self.blocks // 64) * 64
-        with fn.loop(0, self.blocks) as block:
-            self.prefetch(fn.at(next_keys, block.index * ahead), ahead)
-            for v in range(0, vectors, width):
-                for row in range(0, self.count, height):
-                    rows = range(row, min(row + height, self.count))
-                    add(keys, block.index, rows, range(v, v + width))
+        for v in range(0, vectors, width):
+            for row in range(0, self.count, height):
+                rows, some = range(row, min(row + height, self.count)), range(v, v + width)
+                with fn.loop(0, self.blocks, 1, [fn.const(VECTOR, 0.0)] * (len(rows) * width)) as block:
+                    for group in self._groups(keys, block.index, some):
+                        block.values = self._add_group(group, rows, block.values, later if row == v == 0 else None)
+                sums = iter(block.results)
+                for cell in (r * 4 * pages.page_tokens + v * VECTOR_BYTES for r in rows for v in some):
+                    fn.store(next(sums), scores, cell, align=64)
 
-    def _add_byte_keys(self, keys: Value, block: Value, rows: range, vectors: range) -> None:
+    def _groups(self, keys: Value, block: Value, vectors: range) -> list[_Group]:
+        """What shares a scale in a block of keys: all of it, or two groups."""
         fn, pages = self.fn, self.pages
-        row_bytes = QUAD * pages.page_tokens
-        first = fn.at(keys, block * (pages.block // QUAD * row_bytes), vectors.start * VECTOR_BYTES)
-        # Codes of keys are stored with 128 added, unless the instruction set takes that off itself.
-        starts = {
-            row: fn.const(I32, 0) if self.isa.signed_bytes else self._query_sum(row, block) * -128 for row in rows
-        }
-        quads = [self._registers(first, i * row_bytes, len(vectors)) for i in range(pages.block // QUAD)]
-        sums = {row: [starts[row].splat(self.isa.lanes)] * (len(vectors) * self.parts) for row in rows}
-        scales = fn.at(pages.key_scales(keys), block * (2 * pages.page_tokens))
-        steps = [load_bfloat16(fn, scales, 2 * v * LANES) for v in vectors]
-        self._add_group(self._dots(rows, quads, block * pages.block, sums), block, vectors, steps)
-
-    def _add_nibble_keys(self, keys: Value, block: Value, rows: range, vectors: range) -> None:
-        fn, pages = self.fn, self.pages
-        row_bytes = QUAD * pages.page_tokens
-        packed = pages.block // QUAD // 2
-        first = fn.at(keys, block * (packed * row_bytes), vectors.start * VECTOR_BYTES)
-        both = [
-            [unpacked(register) for register in self._registers(first, i * row_bytes, len(vectors))]
-            for i in range(packed)
-        ]
+        row_bytes, quads = QUAD * pages.page_tokens, pages.block // QUAD
+        if pages.key_bits == 8:
+            first = fn.at(keys, block * (quads * row_bytes), vectors.start * VECTOR_BYTES)
+            scales = fn.at(pages.key_scales(keys), block * (2 * pages.page_tokens))
+            steps = [load_bfloat16(fn, scales, 2 * v * LANES) for v in vectors]
+            return [_Group(block, block, 0, quads, partial(self._registers, first, vectors), steps, None)]
+        first = fn.at(keys, block * (quads // 2 * row_bytes), vectors.start * VECTOR_BYTES)
+        found = []
         for half in range(2):
             group = block * 2 + half
-            at = group * pages.page_tokens
-            zeros = [
-                load_bytes(fn, pages.key_zeros(keys), at, lane, lanes=self.isa.lanes)
-                for lane in range(vectors.start * LANES, vectors.stop * LANES, self.isa.lanes)
-            ]
-            sums = {}
-            for row in rows:
-                total = (-self._query_sum(row, group)).splat(self.isa.lanes)
-                sums[row] = [zero * total for zero in zeros]
-            quads = [[pair[half] for pair in registers] for registers in both]
-            steps = [group_scale(load_bytes(fn, pages.key_scales(keys), at, v * LANES)) for v in vectors]
-            start = block * pages.block + half * (packed * QUAD)
-            self._add_group(self._dots(rows, quads, start, sums), block, vectors, steps)
-
-    def _query_sum(self, row: int, group: Value) -> Value:
-        return self.fn.load(I32, self.query_sums, group << 2, 4 * row * self.key_groups, align=4)
-
-    def _registers(self, pointer: Value, offset: int, vectors: int) -> list[Value]:
-        size = 4 * self.isa.lanes
-        return [self.fn.load(self.register, pointer, offset + i * size, align=4) for i in range(vectors * self.parts)]
-
-    def _dots(
-        self, rows: range, quads: Sequence[Sequence[Value]], element: Value, starts: dict[int, list[Value]]
-    ) -> dict[int, list[Value]]:
-        """``start + sum of q code * key code`` over quads of elements, in vectors of 16 keys, by row."""
-        fn, head_dim, found = self.fn, self.pages.head_dim, {}
-        top = _TOP[self.pages.key_bits]
-        sums = {row: [Dot(start) for start in starts[row]] for row in rows}
-        for i, registers in enumerate(quads):
-            for row in rows:
-                query = fn.load(I32, self.query_codes, element, row * head_dim + QUAD * i, align=4)
-                splat = query.splat(self.isa.lanes)
-                sums[row] = [self.isa.add(s, code, splat, top) for s, code in zip(sums[row], registers, strict=True)]
-        for row in rows:
-            found[row] = self._joined([self.isa.total(s) for s in sums[row]])
+            at, scales, zeros = group * pages.page_tokens, pages.key_scales(keys), pages.key_zeros(keys)
+            lanes = range(vectors.start * LANES, vectors.stop * LANES, self.isa.lanes)
+            found.append(
+                _Group(
+                    block,
+                    group,
+                    half * (pages.block // 2),
+                    quads // 2,
+                    partial(self._nibbles, first, vectors, half),
+                    [group_scale(load_bytes(fn, scales, at, v * LANES)) for v in vectors],
+                    [load_bytes(fn, zeros, at, lane, lanes=self.isa.lanes) for lane in lanes],
+                )
+            )
         return found
 
-    def _add_group(self, dots: dict[int, list[Value]], block: Value, vectors: range, steps: Sequence[Value]) -> None:
-        """``score = score + dot * key scale * q scale``."""
-        fn = self.fn
-        for row, found in dots.items():
-            step = fn.load(F32, self.query_scales, block << 2, 4 * row * self.blocks, align=4).splat(LANES)
-            for v, dot, key_step in zip(vectors, found, steps, strict=True):
-                cell = row * 4 * self.pages.page_tokens + v * VECTOR_BYTES
-                old = fn.load(VECTOR, self.scores, cell, align=64)
-                fn.store(fn.fma(dot.to_float() * key_step, step, old), self.scores, cell, align=64)
+    def _registers(self, pointer: Value, vectors: range, quad: int) -> list[Value]:
+        """A quad of elements of the keys in some vectors."""
+        size, row_bytes = 4 * self.isa.lanes, QUAD * self.pages.page_tokens
+        return [
+            self.fn.load(self.register, pointer, quad * row_bytes + i * size, align=4)
+            for i in range(len(vectors) * self.parts)
+        ]
+
+    def _nibbles(self, pointer: Value, vectors: range, half: int, quad: int) -> list[Value]:
+        """The same of packed keys."""
+        return [unpacked(register, half) for register in self._registers(pointer, vectors, quad)]
+
+    def _add_group(self, group: _Group, rows: range, scores: Sequence[Value], later: Value | None) -> list[Value]:
+        """``score + (sum of q code * key code) * key scale * q scale``, ``[row][vector of keys]``."""
+        fn, top = self.fn, _TOP[self.pages.key_bits]
+        sums = {row: [Dot(start) for start in self._starts(group, row)] for row in rows}
+        for quad in range(group.quads):
+            registers = group.load(quad)
+            if later is not None:
+                turn = group.element // QUAD + quad, self.pages.block // QUAD
+                self._ask(later, 0, group.block, self.blocks, turn)
+            for row in rows:
+                place = row * self.pages.head_dim + group.element + QUAD * quad
+                query = fn.load(I32, self.query_codes, group.block * self.pages.block, place, align=4)
+                splat = query.splat(self.isa.lanes)
+                sums[row] = [self.isa.add(s, code, splat, top) for s, code in zip(sums[row], registers, strict=True)]
+        before, after = iter(scores), []
+        for row in rows:
+            step = fn.load(F32, self.query_scales, group.block << 2, 4 * row * self.blocks, align=4).splat(LANES)
+            dots = self._joined([self.isa.total(s) for s in sums[row]])
+            for dot, key_step in zip(dots, group.steps, strict=True):
+                after.append(fn.fma(dot.to_float() * key_step, step, next(before)))
+        return after
+
+    def _starts(self, group: _Group, row: int) -> list[Value]:
+        """What a row's sums start from, to take off what was added to the codes of keys."""
+        registers = len(group.steps) * self.parts
+        if group.zeros is None and self.isa.signed_bytes:
+            return [self.fn.const(self.register, 0)] * registers
+        place = 4 * row * self.key_groups
+        start = self.fn.load(I32, self.query_starts, group.index << 2, place, align=4).splat(self.isa.lanes)
+        return [start] * registers if group.zeros is None else [zero * start for zero in group.zeros]
 
     # --- values -----------------------------------------------------------------------------
 
-    def _quantize(self, values: Value, visible: Sequence[Sequence[Value]]) -> None:
-        """Codes of a page's weights, and the step between a row's codes, group by group."""
+    def _quantize(self, values: Value, visible: Sequence[Sequence[Value]], chances: Value) -> None:
+        """Codes of a page's weights, and the step between a row's codes, some groups at a time.
+
+        As many as make 16 rows: their maxima lie side by side in one vector.
+        """
         fn, pages = self.fn, self.pages
-        vectors, slots = range(0, pages.page_tokens, LANES), pages.page_tokens
-        scales = pages.value_scales(values)
-        with fn.loop(0, self.value_groups) as group:
-            if pages.value_bits == 8:
-                steps = [load_bfloat16(fn, scales, 2 * v) for v in vectors]
-            else:
-                steps = [group_scale(load_bytes(fn, scales, group.index * slots, v)) for v in vectors]
-            weights = [
-                [
-                    mask.select(chance * step, 0.0)
-                    for mask, chance, step in zip(visible[row // self.group], chances, steps, strict=True)
-                ]
-                for row, chances in enumerate(self._page_of(self.scores))
-            ]
+        vectors, slots, groups = range(0, pages.page_tokens, LANES), pages.page_tokens, self.value_groups
+        together = max(g for g in range(1, groups + 1) if groups % g == 0 and (g == 1 or g * self.count <= LANES))
+        rows = self._page_of(chances)
+        with fn.loop(0, groups, together) as first:
+            weights = []
+            for g in range(together):
+                steps = [self._value_steps(values, first.index + g, v) for v in vectors]
+                for row, found in enumerate(rows):
+                    cells = zip(visible[row // self.group], found, steps, strict=True)
+                    weights.append([mask.select(chance * step, 0.0) for mask, chance, step in cells])
             largest = row_maxima(weights).maximum(TINY)
             fn.store(fn.const(VECTOR, float(LARGEST)) / largest, self.inverses, align=64)
-            fn.store(largest * (1 / LARGEST), self.steps, group.index * VECTOR_BYTES, align=64)
-            for row, found in enumerate(weights):
-                inverse = self.of_row(self.inverses, row)
+            fn.store(largest * (1 / LARGEST), self.steps, first.index * (4 * self.count), align=4)
+            for i, found in enumerate(weights):
+                inverse = self.of_row(self.inverses, i)
+                g, row = divmod(i, self.count)
+                place = fn.at(self.codes, first.index * slots, (row * groups + g) * slots)
                 for v, weight in zip(vectors, found, strict=True):
                     rounded = fn.fma(weight, inverse, fn.const(VECTOR, _ROUND))
-                    code = rounded.bits(vec(I32, LANES)).to_int(I8)
-                    fn.store(code, self.codes, group.index * slots, row * self.value_groups * slots + v, align=16)
+                    fn.store(rounded.bits(vec(I32, LANES)).to_int(I8), place, v, align=16)
 
-    def _add_bytes(self, values: Value) -> None:
+    def _value_steps(self, values: Value, group: Value, first: int) -> Value:
+        """The scales of a group of 16 values."""
+        fn, pages = self.fn, self.pages
+        scales = pages.value_scales(values)
+        if pages.value_bits == 8:
+            return load_bfloat16(fn, scales, 2 * first)
+        return group_scale(load_bytes(fn, scales, group * pages.page_tokens, first))
+
+    def _add_bytes(self, values: Value, later: Value) -> None:
         """``sum = sum + (sum of code * value code) * step``, some of D at a time."""
         fn, pages = self.fn, self.pages
         height, width = tile(self.isa, self.count, pages.head_dim // LANES)
@@ -249,7 +311,11 @@ class CodeRows(Rows):
                 zeros = [fn.const(self.register, 0)] * (len(rows) * width * self.parts)
                 with fn.loop(0, pages.page_tokens // QUAD, 1, zeros) as quad:
                     at = fn.at(values, quad.index * (QUAD * pages.head_dim), d.index << 2)
-                    registers = self._registers(at, 0, width)
+                    if row == 0:
+                        tiles = pages.head_dim // LANES // width
+                        part = quad.index * tiles + d.index // (width * LANES)
+                        self._ask(later, 2, part, pages.page_tokens // QUAD * tiles)
+                    registers = self._registers(at, range(width), 0)
                     sums = iter(quad.values)
                     quad.values = []
                     for r in rows:
@@ -258,7 +324,7 @@ class CodeRows(Rows):
                         quad.values += [self.isa.dot(next(sums), splat, value) for value in registers]
                 self._add(d.index, rows, steps, quad.results, width)
 
-    def _add_nibbles(self, values: Value) -> None:
+    def _add_nibbles(self, values: Value, later: Value) -> None:
         """The same for a block of two groups at a time, each with its weights; zero points come off in bytes."""
         fn, pages = self.fn, self.pages
         slots = pages.page_tokens
@@ -269,12 +335,15 @@ class CodeRows(Rows):
                 zeros = [fn.const(self.register, 0)] * (len(rows) * 2 * self.parts)
                 with fn.loop(0, slots // QUAD, 1, zeros) as quad:
                     at = fn.at(values, quad.index * (2 * pages.head_dim), group.index << 5)
-                    pairs = [unpacked(register) for register in self._registers(at, 0, 1)]
+                    if row == 0:
+                        part = quad.index * self.blocks + (group.index >> 1)
+                        self._ask(later, 2, part, slots // QUAD * self.blocks)
+                    packed = self._registers(at, range(1), 0)
                     zero_at = fn.at(pages.value_zeros(values), quad.index * (4 * pages.groups), group.index << 2)
                     halves = []
                     for half in range(2):
                         zero = fn.load(I32, zero_at, 4 * half, align=1).splat(self.isa.lanes)
-                        halves.append([self._bytes_less(pair[half], zero) for pair in pairs])
+                        halves.append([self._bytes_less(unpacked(register, half), zero) for register in packed])
                     sums = iter(quad.values)
                     quad.values = []
                     for r in rows:
@@ -283,8 +352,8 @@ class CodeRows(Rows):
                             codes = fn.load(I32, place, (r * self.value_groups + half) * slots, align=4)
                             splat = codes.splat(self.isa.lanes)
                             quad.values += [self.isa.dot(next(sums), splat, value) for value in registers]
-                places = [fn.at(self.steps, (group.index + half) * VECTOR_BYTES) for half in range(2)]
-                steps = {r: [self.of_row(place, r) for place in places] for r in rows}
+                place = fn.at(self.steps, group.index * (4 * self.count))
+                steps = {r: [self.of_row(place, half * self.count + r) for half in range(2)] for r in rows}
                 self._add(group.index << 4, rows, steps, quad.results, 2)
 
     def _bytes_less(self, codes: Value, zero: Value) -> Value:

@@ -16,7 +16,7 @@ import math
 
 from ryzc.codegen.isa import Isa
 from ryzc.codegen.vector import F32, Value
-from ryzc.templates.kernels.attention_rows import LANES, LOWEST, VECTOR, VECTOR_BYTES, Rows, row_maxima, tile
+from ryzc.templates.kernels.attention_rows import LANES, LOWEST, VECTOR, VECTOR_BYTES, Rows, Turn, row_maxima, tile
 from ryzc.templates.kernels.pages import Pages
 from ryzc.templates.kernels.scalar_math import exp2
 
@@ -38,8 +38,8 @@ class FloatRows(Rows):
                 query = fn.load(VECTOR, q, at, d.index, align=4) * (scale * math.log2(math.e))
                 fn.store(query, self.queries, row * self.head_bytes, d.index, align=64)
 
-    def page(self, slot: Value, best: Value, keys: Value, next_keys: Value) -> Value:
-        fn = self.fn
+    def page(self, slot: Value, best: Value, turn: Turn) -> Value:
+        fn, keys, next_keys = self.fn, turn.keys, turn.next_keys
         scores = self._scores(keys, next_keys)
         visible = [self.visible(slot + token) for token in range(self.tokens)]
         for row in range(self.count):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ryzc.codegen.isa import Isa
 from ryzc.codegen.vector import F32, I16, I32, Value, vec
@@ -20,6 +21,7 @@ from ryzc.templates.kernels.pages import Pages
 LANES = 16
 VECTOR = vec(F32, LANES)
 VECTOR_BYTES = 4 * LANES
+LINE = 64
 MOST = 12
 """Rows that go through a page together: with two vectors of keys or values each their sums fill the registers."""
 LOWEST = -1e30
@@ -31,6 +33,23 @@ def tile(isa: Isa, rows: int, vectors: int) -> tuple[int, int]:
     sums, shared = (24, 2) if isa.registers == 32 else (6, 1)
     height = min(rows, sums // shared)
     return height, max(w for w in range(1, sums // height + 1) if vectors % w == 0)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A page in its turn.
+
+    Attributes:
+        index: its place in the sequence.
+        more: whether another one follows.
+        keys, next_keys, later_keys: of this head in the page and in the next two, or in the last where there are fewer.
+    """
+
+    index: Value
+    more: Value
+    keys: Value
+    next_keys: Value
+    later_keys: Value
 
 
 class Rows(ABC):
@@ -54,18 +73,22 @@ class Rows(ABC):
         """Take queries ``[tokens][group][D]``, the tokens ``stride`` bytes apart, and start from nothing."""
 
     @abstractmethod
-    def page(self, slot: Value, best: Value, keys: Value, next_keys: Value) -> Value:
+    def page(self, slot: Value, best: Value, turn: Turn) -> Value:
         """Take in a page; the first token sits at ``slot`` counted from its start. Returns the largest scores."""
+
+    def begin(self, first: Value, keys: Value) -> None:
+        """Prepare to take in pages; the place and the keys of the first are given."""
+        del first, keys
 
     def attend(self, table: Value, kv_head: Value, position: Value) -> None:
         """Go through the pages that the rows see; ``position`` is the first token's."""
         fn, size = self.fn, self.pages.page_tokens
-        last = (position + (self.tokens - 1)) // size
-        with fn.loop(self._oldest(position) // size, last + 1, 1, [fn.const(VECTOR, LOWEST)]) as page:
-            after = page.index + 1
-            following = after.compare("<=", last).select(after, last)
-            keys, next_keys = (self.pages.keys(table, p, kv_head) for p in (page.index, following))
-            page.values = [self.page(position - page.index * size, page.values[0], keys, next_keys)]
+        first, last = self._oldest(position) // size, (position + (self.tokens - 1)) // size
+        self.begin(first, self.pages.keys(table, first, kv_head))
+        with fn.loop(first, last + 1, 1, [fn.const(VECTOR, LOWEST)]) as page:
+            keys = [self.pages.keys(table, fn.below(page.index + ahead, last), kv_head) for ahead in range(3)]
+            turn = Turn(page.index, page.index.compare("<", last), *keys)
+            page.values = [self.page(position - page.index * size, page.values[0], turn)]
 
     def write(self, out: Value, stride: int) -> None:
         """Results ``[tokens][group][D]``, the tokens ``stride`` bytes apart."""
@@ -130,7 +153,7 @@ class Rows(ABC):
 
     def prefetch(self, where: Value, size: int) -> None:
         """Ask for lines of the next page while this one is at work: no CPU foresees where it lies."""
-        for line in range(0, size, 64):
+        for line in range(0, size, LINE):
             self.fn.prefetch(where, line, level=2)
 
 

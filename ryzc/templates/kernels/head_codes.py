@@ -4,7 +4,7 @@
 
 4 bits: for each group of 16 a code in 0 .. 15, a zero point in 0 .. 30 and a scale, a byte each;
 element = (2 * code - zero) * scale. A zero point counts half steps, so that the codes lie around the middle of
-the group. Scales have 5 bits of exponent and 3 of fraction, rounded up, from 2 ** -21 to 1920.
+the group. Scales have 5 bits of exponent and 3 of fraction, from 2 ** -21 to 1920.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ryzc.codegen.vector import F32, I8, I16, I32, Function, Value, vec
-from ryzc.kv_formats import GROUP, SCALE_BIAS, SCALE_SHIFT
+from ryzc.kv_formats import SCALE_BIAS, SCALE_SHIFT
 from ryzc.templates.kernels.activations import TINY
 
 LANES = 16
@@ -55,21 +55,32 @@ def load_bfloat16(fn: Function, pointer: Value, *offsets: Value | int) -> Value:
     return (stored.zext(I32) << 16).bits(vec(F32, LANES))
 
 
-def nibble_codes(fn: Function, x: Value, head_dim: int) -> list[tuple[Value, Value, Value]]:
-    """Of each group of ``float32 [head_dim]``: 4-bit codes (int32, 16 lanes), scale and zero point (int32)."""
-    found = []
-    for first in range(0, head_dim, GROUP):
-        vector = fn.load(vec(F32, LANES), x, 4 * first, align=4)
-        high, low = vector.max().maximum(0.0), -(-vector).max().maximum(0.0)
-        scale = _scale_byte((high - low) * (1 / (2 * _CODES)))
-        inverse = fn.const(F32, 1.0) / group_scale(scale)
-        zero = (fn.const(F32, float(_CODES)) - (low + high) * inverse * 0.5).rint()
-        zero = zero.maximum(0.0).minimum(2.0 * _CODES)
-        # Twice the code is the element in half steps, plus the zero point.
-        codes = (fn.fma(vector, inverse.splat(LANES), zero.splat(LANES)) * 0.5).rint()
-        within = codes.maximum(0.0).minimum(float(_CODES))
-        found.append((within.to_int(I32), scale, zero.to_int(I32)))
-    return found
+def nibble_codes(fn: Function, x: Value, *offsets: Value | int) -> tuple[Value, Value, Value]:
+    """4-bit codes (int32, 16 lanes), scale and zero point (int32) of a group of 16 float32.
+
+    Six grids are tried, and the first with the least squared error is taken: the smallest scale that holds the whole
+    group and the next smaller one, each with the codes around the middle of the group or half a step to either side.
+    """
+    vector = fn.load(vec(F32, LANES), x, *offsets, align=4)
+    high, low = vector.max().maximum(0.0), -(-vector).max().maximum(0.0)
+    largest = _scale_byte((high - low) * (1 / (2 * _CODES)))
+    smaller = largest - 1
+    best: list[Value] = []
+    for byte in (largest, smaller.compare(">", 0).select(smaller, 0)):
+        scale = group_scale(byte)
+        inverse = fn.const(F32, 1.0) / scale
+        middle = (fn.const(F32, float(_CODES)) - (low + high) * inverse * 0.5).rint()
+        scaled = vector * inverse.splat(LANES)
+        for aside in (0.0, -1.0, 1.0):
+            zero = (middle + aside).maximum(0.0).minimum(2.0 * _CODES)
+            zeros = zero.splat(LANES)
+            codes = ((scaled + zeros) * 0.5).rint().maximum(0.0).minimum(float(_CODES))
+            error = scaled - fn.fma(codes, fn.const(codes.type, 2.0), -zeros)
+            found = [(error * error).sum() * (scale * scale), codes, byte, zero]
+            better = found[0].compare("<", best[0]) if best else None
+            best = found if better is None else [better.select(a, b) for a, b in zip(found, best, strict=True)]
+    _, codes, byte, zero = best
+    return codes.to_int(I32), byte, zero.to_int(I32)
 
 
 def _scale_byte(scale: Value) -> Value:
@@ -91,10 +102,9 @@ def load_bytes(fn: Function, pointer: Value, *offsets: Value | int, lanes: int =
     return fn.load(vec(I8, lanes), pointer, *offsets).zext(I32)
 
 
-def unpacked(codes: Value) -> tuple[Value, Value]:
-    """Twice the codes in the low and in the high halves of bytes; int32 lanes of four bytes."""
-    mask = 0x1E1E1E1E
-    return (codes << 1) & mask, (codes >> 3) & mask
+def unpacked(codes: Value, half: int) -> Value:
+    """Twice the codes in the low (0) or the high (1) halves of bytes; int32 lanes of four bytes."""
+    return ((codes >> 3) if half else (codes << 1)) & 0x1E1E1E1E
 
 
 def byte_reference(x: npt.NDArray[np.floating], block: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -115,12 +115,15 @@ class RopeAppend(Kernel):
             store_bfloat16(scale, pages.key_scales(keys), slot << 1, 2 * i * self.page_tokens)
 
     def _store_key_nibbles(self, pages: Pages, k: Value, keys: Value, slot: Value) -> None:
-        fn, groups = pages.fn, nibble_codes(pages.fn, k, self.head_dim)
-        for i, (low, high) in enumerate(zip(groups[::2], groups[1::2], strict=True)):
-            self._store_quads(pages, (low[0] | (high[0] << 4)).to_int(I8), keys, slot, i)
-        for i, (_, scale, zero) in enumerate(groups):
-            fn.store(scale.to_int(I8), pages.key_scales(keys), slot, i * self.page_tokens)
-            fn.store(zero.to_int(I8), pages.key_zeros(keys), slot, i * self.page_tokens)
+        fn = pages.fn
+        with fn.loop(0, pages.groups, 2) as group:
+            pair = [nibble_codes(fn, k, group.index << 6, 64 * half) for half in range(2)]
+            first = fn.at(keys, group.index * (2 * LANES // 4 * self.page_tokens))
+            self._store_quads(pages, (pair[0][0] | (pair[1][0] << 4)).to_int(I8), first, slot, 0)
+            for half, (_, scale, zero) in enumerate(pair):
+                at: list[Value | int] = [slot, group.index * self.page_tokens, half * self.page_tokens]
+                fn.store(scale.to_int(I8), pages.key_scales(keys), *at)
+                fn.store(zero.to_int(I8), pages.key_zeros(keys), *at)
 
     def _store_quads(self, pages: Pages, codes: Value, keys: Value, slot: Value, index: int) -> None:
         """Store the ``index``-th 16 bytes of a key: quads in the slot's column."""
@@ -139,14 +142,16 @@ class RopeAppend(Kernel):
         store_bfloat16(scale, pages.value_scales(values), slot << 1)
 
     def _store_value_nibbles(self, pages: Pages, v: Value, values: Value, slot: Value) -> None:
-        fn, groups = pages.fn, nibble_codes(pages.fn, v, self.head_dim)
+        fn = pages.fn
         place = fn.at(values, (slot >> 2) * (2 * self.head_dim), slot & 3)
-        for i, (low, high) in enumerate(zip(groups[::2], groups[1::2], strict=True)):
-            self._store_column(fn, low[0] | (high[0] << 4), place, i)
         zeros = fn.at(pages.value_zeros(values), (slot >> 2) * (4 * pages.groups), slot & 3)
-        for i, (_, scale, zero) in enumerate(groups):
-            fn.store(scale.to_int(I8), pages.value_scales(values), slot, i * self.page_tokens)
-            fn.store(zero.to_int(I8), zeros, 4 * i)
+        with fn.loop(0, pages.groups, 2) as group:
+            pair = [nibble_codes(fn, v, group.index << 6, 64 * half) for half in range(2)]
+            self._store_column(fn, pair[0][0] | (pair[1][0] << 4), fn.at(place, group.index << 5), 0)
+            for half, (_, scale, zero) in enumerate(pair):
+                at: list[Value | int] = [slot, group.index * self.page_tokens, half * self.page_tokens]
+                fn.store(scale.to_int(I8), pages.value_scales(values), *at)
+                fn.store(zero.to_int(I8), zeros, group.index << 2, 4 * half)
 
     def _store_column(self, fn: Function, codes: Value, place: Value, index: int) -> None:
         """Store the ``index``-th 16 bytes of a value, four bytes apart."""
