@@ -79,7 +79,7 @@ def speculation_table(rows: Sequence[Row]) -> list[list[str]]:
             for method in methods:
                 answer = row.answers[method][-1]
                 share = f"{answer.accepted / answer.proposed:.0%}" if answer.proposed else "-"
-                cells += [f"{row.speedup(method):.2f}", share, f"{answer.tokens / answer.steps:.2f}"]
+                cells += [f"{row.speedup(method):.2f}", share, f"{answer.tokens / max(1, answer.steps):.2f}"]
             lines.append(cells)
         means = (f"{statistics.fmean(row.speedup(m) for row in of_mix):.2f}" for m in methods)
         least = (f"least {min(row.speedup(m) for row in of_mix):.2f}" for m in methods)

@@ -1,8 +1,9 @@
 """What speculation brings on this machine: the same prompts with and without it, through the engine.
 
 Each prompt is answered greedily by each method in turns, so that a drifting machine meets all alike; answers that
-differ are an error. A method keeps what it learned from prompt to prompt, as in a running engine. Times are those
-of the tokens after the first.
+differ are an error. A method keeps what it learned from prompt to prompt, as in a running engine, but begins anew with
+each repetition, or it would copy the one before; only what steps cost stays known. Times are those of the tokens after
+the first.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ class Row:
         return statistics.median(a.tokens / a.seconds for a in self.answers[method])
 
     def speedup(self, method: str) -> float:
-        """Against plain decoding, in the median."""
-        return self.speed(method) / self.speed(PLAIN)
+        """Against plain decoding, in the median; 1 where the answer is a single token."""
+        plain = self.speed(PLAIN)
+        return self.speed(method) / plain if plain else 1.0
 
 
 PLAIN = "off"
@@ -89,9 +91,14 @@ def compare(
     with Engine(bundle, context=CONTEXT, sequences=1, threads=threads, background=False, speculate=PLAIN) as engine:
         speculators = {PLAIN: None, **{m: engine.open_speculator(m) for m in methods if m != PLAIN}}
         if draft is not None:
-            speculators["draft"] = engine.open_speculator("auto", draft)
+            speculators["draft"] = engine.open_speculator("auto", draft)  # learns from no text but the request's
         answers: list[dict[str, list[Answer]]] = [{m: [] for m in speculators} for _ in prompts]
         for repetition in range(repetitions):
+            for name, known in speculators.items():
+                fresh = engine.open_speculator(name) if known is not None and name != "draft" else None
+                if known is not None and fresh is not None:
+                    fresh.cost = known.cost
+                    speculators[name] = fresh
             for i, prompt in enumerate(prompts):
                 ids = engine.tokenize(list(prompt.messages) if engine.has_chat_template else prompt.text, raw=True)
                 said = None
@@ -118,9 +125,7 @@ def compare(
 
 def _answer(engine: Engine, ids: list[int], max_tokens: int) -> tuple[Answer, list[int]]:
     """Answer a prompt, and time all but the first token."""
-    stream = engine.enqueue(
-        ids, Options(sampling=SamplingParams(temperature=0), max_tokens=max_tokens, ignore_eos=True)
-    )
+    stream = engine.enqueue(ids, Options(sampling=SamplingParams(temperature=0), max_tokens=max_tokens))
     found = list(next(stream).ids)
     metrics = engine.metrics
     before = (metrics.steps, metrics.drafts_proposed, metrics.drafts_accepted)
