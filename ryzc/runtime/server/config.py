@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from ryzc.errors import UsageError
-from ryzc.runtime.kv.eviction import DEFAULT
 
 FILE = "ryzc.toml"
 PREFIX = "RYZC_"
@@ -58,7 +57,7 @@ class Config:
         None, "Map the weights' file, or copy it into huge pages; by default a copy if memory allows."
     )
     kv_memory: int | None = _set(None, "Memory for keys and values of one model, e.g. 2G.", bytes_=True)
-    eviction: str = _set(DEFAULT, "Which cached prefix goes first when memory is short.")
+    eviction: str = _set("arc", "Which cached prefix goes first when memory is short.")
     speculate: str = _set("auto", "Drafter that guesses ahead; off for none. It changes the speed, never an answer.")
     draft: Path | None = _set(None, "Bundle of a small model that drafts.")  # noqa: RUF009 - a field
     model_memory: int | None = _set(
