@@ -210,7 +210,7 @@ class Engine:
         self.check_length(len(ids))
         if not self._open:
             raise OverloadError("the engine is closing and takes no more requests", retry_after=5)
-        if len(self._inbox) + self.scheduler.waiting >= self._queue + self._idle_rows():
+        if len(self._inbox) + self.scheduler.waiting >= self._queue + self.scheduler.free_rows:
             self.metrics.requests_refused += 1
             raise OverloadError(f"{self._queue} requests are waiting already", retry_after=self._wait_expected())
         request = Request(ids, options, self._clock(), Outbox())
@@ -650,10 +650,6 @@ class Engine:
         metrics.requests_waiting = self.scheduler.waiting
         metrics.kv_pages_used = pool.used
         metrics.kv_pages_total = pool.pages
-
-    def _idle_rows(self) -> int:
-        """Sequences that could begin at once."""
-        return self.scheduler.free_rows
 
     def _wait_expected(self) -> int:
         """Seconds after which a refused request may be taken: what those before it will need, roughly."""
