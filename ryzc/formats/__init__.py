@@ -7,11 +7,11 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from ryzc.errors import UnsupportedError
-from ryzc.formats.weight_format import AffineFormat, Codes, FloatFormat, WeightFormat
+from ryzc.formats.weight_format import AffineFormat, Codes, FloatFormat, TernaryFormat, WeightFormat
 
-__all__ = ["AffineFormat", "Codes", "FloatFormat", "WeightFormat", "get", "names"]
+__all__ = ["AffineFormat", "Codes", "FloatFormat", "TernaryFormat", "WeightFormat", "get", "names"]
 
-_NOT_FORMATS = {"weight_format", "lanes", "bits"}
+_NOT_FORMATS = {"weight_format", "lanes", "trits", "bits"}
 
 
 @cache

@@ -59,7 +59,7 @@ def tile_bytes(fmt: WeightFormat, k: int) -> int:
 def pack(fmt: WeightFormat, stored: U8) -> U8:
     """Stored rows ``uint8 [N, row_bytes]`` to packed tiles ``uint8 [ceil(N/32), tile_bytes]``."""
     n = stored.shape[0]
-    k = stored.shape[1] // fmt.block_bytes * fmt.block
+    k = fmt.columns(stored.shape[1])
     packed = np.empty((-(-n // TILE), tile_bytes(fmt, k)), np.uint8)
     pack_some = _pack_floats if isinstance(fmt, FloatFormat) else _pack_affine
     for tiles in _chunks(len(packed), k):

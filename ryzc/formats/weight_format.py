@@ -1,6 +1,6 @@
 """What a weight format is: how a file stores a matrix, and what the stored bytes mean.
 
-Two kinds cover every format that ryzc reads:
+Three kinds cover every format that ryzc reads:
 
 * :class:`AffineFormat`: small unsigned codes with shared scales. With ``block`` elements under one
   ``d`` (and ``m``), and ``group`` elements under one sub-scale ``s`` (and ``t``), the weight is
@@ -10,6 +10,7 @@ Two kinds cover every format that ryzc reads:
   computed in float32 in that order, where a format without sub-scales has ``s = t = 1`` and one
   without minima has no second term.
 * :class:`FloatFormat`: one float an element.
+* :class:`TernaryFormat`: weights of -1, 0 and 1 under one scale a row.
 
 A format is a file of this package that defines ``FORMAT``; the file's name is the format's name.
 """
@@ -26,6 +27,7 @@ import numpy.typing as npt
 from ryzc.errors import UnsupportedError
 
 U8: TypeAlias = npt.NDArray[np.uint8]
+I8: TypeAlias = npt.NDArray[np.int8]
 F32: TypeAlias = npt.NDArray[np.float32]
 
 
@@ -56,14 +58,17 @@ class WeightFormat(ABC):
         name: as in the file name and in every plan, e.g. ``q4_1``.
         block: elements that are stored together; ``K`` is a multiple of it.
         block_bytes: bytes of one stored block.
+        header_bytes: bytes in front of a row's blocks.
     """
 
     name: str
     block: int
     block_bytes: int
+    header_bytes: int = 0
 
     @property
     def bits_per_weight(self) -> float:
+        """Of the blocks: what a row has in front of them is left out."""
         return 8.0 * self.block_bytes / self.block
 
     def row_bytes(self, k: int) -> int:
@@ -74,7 +79,11 @@ class WeightFormat(ABC):
         """
         if k <= 0 or k % self.block:
             raise ValueError(f"{self.name}: rows of {k} elements are not whole blocks of {self.block}")
-        return k // self.block * self.block_bytes
+        return self.header_bytes + k // self.block * self.block_bytes
+
+    def columns(self, row_bytes: int) -> int:
+        """The elements of a stored row: the inverse of :meth:`row_bytes`."""
+        return (row_bytes - self.header_bytes) // self.block_bytes * self.block
 
     @abstractmethod
     def decode(self, stored: U8) -> F32:
@@ -93,6 +102,23 @@ class WeightFormat(ABC):
 @dataclass(frozen=True)
 class FloatFormat(WeightFormat):
     """One float an element; ``block`` is 1."""
+
+
+@dataclass(frozen=True)
+class TernaryFormat(WeightFormat):
+    """Weights ``t * scale`` with ``t`` in -1, 0, 1 and a float32 scale a row; ``K`` is a multiple of ``block``."""
+
+    @abstractmethod
+    def parse(self, stored: U8) -> tuple[I8, F32]:
+        """Take stored ``uint8 [N, row_bytes]`` apart: ``t`` as ``int8 [N, K]``, scales ``float32 [N]``."""
+
+    @abstractmethod
+    def unparse(self, trits: I8, scales: F32) -> U8:
+        """The exact inverse of :meth:`parse`."""
+
+    def decode(self, stored: U8) -> F32:
+        trits, scales = self.parse(stored.reshape(-1, stored.shape[-1]))
+        return (trits.astype(np.float32) * scales[:, None]).reshape(*stored.shape[:-1], -1)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def _matrix(value: ir.Value, format_name: str | None) -> Matrix:
         columns = shape[-1]
     else:
         fmt = formats.get(format_name)
-        columns = shape[-1] // fmt.block_bytes * fmt.block
+        columns = fmt.columns(shape[-1])
 
     def stored() -> npt.NDArray[np.uint8]:
         array = np.ascontiguousarray(tensor.numpy())

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from ryzc import formats
 from ryzc.errors import UnsupportedError
-from ryzc.formats import AffineFormat, Codes, WeightFormat, bits, lanes
+from ryzc.formats import AffineFormat, Codes, TernaryFormat, WeightFormat, bits, lanes
 from ryzc.formats.weight_format import F32, U8
 
-ALL = formats.names()
+ALL = [name for name in formats.names() if not isinstance(formats.get(name), TernaryFormat)]
 AFFINE = [name for name in ALL if isinstance(formats.get(name), AffineFormat)]
 FLOATS = [name for name in ALL if name not in AFFINE]
 MADE = ["bf16", "f16", "f32", "q4_0", "q4_1", "q8_0"]
@@ -69,7 +69,7 @@ def test_an_unknown_format_names_the_known_ones() -> None:
     with pytest.raises(UnsupportedError, match="iq3_xxs") as caught:
         formats.get("iq3_xxs")
     assert "q4_k" in str(caught.value.hint)
-    for helper in ("lanes", "bits", "weight_format"):
+    for helper in ("lanes", "trits", "bits", "weight_format"):
         with pytest.raises(UnsupportedError):
             formats.get(helper)
 
@@ -80,6 +80,7 @@ def test_sizes_are_ggufs(name: str) -> None:
     assert (fmt.block, fmt.block_bytes) == gguf.GGML_QUANT_SIZES[oracle(name)]
     assert fmt.bits_per_weight == 8 * fmt.block_bytes / fmt.block
     assert fmt.row_bytes(3 * fmt.block) == 3 * fmt.block_bytes
+    assert fmt.columns(3 * fmt.block_bytes) == 3 * fmt.block
     for k in (0, -fmt.block, *([fmt.block + 1] if fmt.block > 1 else [])):
         with pytest.raises(ValueError, match="not whole blocks"):
             fmt.row_bytes(k)

@@ -209,8 +209,40 @@ _Q3_K = """
     s = Sub (s_wide, offset)
 """
 
+# A row's scale, then four codes a byte, lowest bits first: stored uint8[N, 4 + K/4]. The bytes of the scale lie in
+# memory as those of a float32 do.
+_TERNARY = """
+    Dequantize_ternary (stored) => (y)
+    {
+        starts = Constant<value_ints = [0]> ()
+        header = Constant<value_ints = [4]> ()
+        ends = Constant<value_ints = [9223372036854775807]> ()
+        columns = Constant<value_ints = [1]> ()
+        bytes = Slice (stored, starts, header, columns)
+        packed = Slice (stored, header, ends, columns)
+        wide = Cast<to = 12> (bytes)
+        shifts = Constant<value = uint32[1, 4] {0, 8, 16, 24}> ()
+        placed = BitShift<direction = "LEFT"> (wide, shifts)
+        word = ReduceSum<keepdims = 1> (placed, columns)
+        scale = BitCast<to = 1> (word)
+        last = Constant<value_ints = [2]> ()
+        codes3 = Unsqueeze (packed, last)
+        pairs = Constant<value = uint8[1, 1, 4] {0, 2, 4, 6}> ()
+        shifted = BitShift<direction = "RIGHT"> (codes3, pairs)
+        mask = Constant<value = uint8 {3}> ()
+        fields = BitwiseAnd (shifted, mask)
+        flat = Constant<value_ints = [0, -1]> ()
+        codes = Reshape (fields, flat)
+        numbers = Cast<to = 1> (codes)
+        one = Constant<value_float = 1.0> ()
+        trits = Sub (numbers, one)
+        y = Mul (trits, scale)
+    }
+"""
+
 FUNCTIONS = (
     *_SHARED,
+    _TERNARY,
     _dequantize("q4_0", [("d", 2), ("qs", 16)], _NIBBLES_16, zero=8),
     _dequantize("q4_1", [("d", 2), ("m", 2), ("qs", 16)], _NIBBLES_16, minimum="Add"),
     _dequantize("q5_0", [("d", 2), ("qh", 4), ("qs", 16)], _FIVE_BITS, zero=16),
