@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ryzc.bundle import strict_json
-from ryzc.bundle.plan import KVSpec, Operand, Plan
+from ryzc.bundle.plan import LAYOUTS, KVSpec, Operand, Plan
 from ryzc.errors import BundleError
 from ryzc.kv_formats import KV_FORMATS
 
@@ -86,7 +86,7 @@ def _check_weights(plan: Plan, where: str) -> None:
         at = f"{where}: weight {weight.name!r}"
         _require(weight.offset % ALIGNMENT == 0 and weight.offset >= end, at, f"offset {weight.offset} is misplaced")
         _require(min(weight.bytes, weight.rows, weight.columns) >= 1, at, "it is empty")
-        _require(weight.layout in ("tiles", "gated", "plain"), at, f"layout {weight.layout!r} is not known")
+        _require(weight.layout in LAYOUTS, at, f"layout {weight.layout!r} is not known")
         end = weight.offset + weight.bytes
     _require(end <= strict_json.LARGEST, where, "its weights are too large")
 

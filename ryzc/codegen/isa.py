@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from ryzc.codegen.vector import I1, I8, I16, I32, Value, vec
+from ryzc.codegen.vector import I1, I8, I16, I32, Function, Value, vec
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,33 @@ class Isa(ABC):
         """The 32-bit sums of all products."""
         return dot.total
 
+    def capacity(self, top: int) -> int:
+        """How many products of codes up to ``top`` a long sum takes before :meth:`settle`; 0 is any number.
+
+        A long sum is a value that a loop can carry: it begins as :meth:`nothing`, :meth:`accumulate` adds to it.
+        """
+        del top
+        return 0
+
+    def nothing(self, fn: Function) -> Value:
+        """A long sum of no products."""
+        return fn.const(vec(I32, self.lanes), 0)
+
+    def accumulate(self, carry: Value, codes: Value, x: Value) -> Value:
+        """Add the products of four unsigned codes, below 128 where ``signed_bytes``, and four ``x`` a lane."""
+        return self.add(Dot(carry), codes, x, 127).total
+
+    def settle(self, total: Value, carry: Value) -> Value:
+        """``total`` and a long sum, in 32 bits."""
+        return total + carry
+
     def dot(self, acc: Value, codes: Value, x: Value) -> Value:
         """``acc + sum of four code * x`` a lane; codes below 128 where ``signed_bytes``."""
         return self.total(self.add(Dot(acc), codes, x, 127))
 
 
 class Avx512Vnni(Isa):
-    """AVX-512 with VNNI: one ``vpdpbusd`` a register."""
+    """AVX-512 with VNNI, one ``vpdpbusd`` a register, and VBMI: all CPUs that have the one have the other."""
 
     def __init__(self) -> None:
         super().__init__("avx512_vnni", 16, 32, False)
@@ -95,11 +115,21 @@ class Avx2(Isa):
         return Dot(dot.total, dot.pairs + products, dot.room - 1)
 
     def total(self, dot: Dot) -> Value:
-        if dot.pairs is None:
-            return dot.total
-        fn = dot.total.fn
-        ones = fn.const(vec(I16, 16), 1)
-        return dot.total + fn.call("llvm.x86.avx2.pmadd.wd", vec(I32, 8), dot.pairs, ones)
+        return dot.total if dot.pairs is None else self.settle(dot.total, dot.pairs)
+
+    def capacity(self, top: int) -> int:
+        return 0x7FFF // (2 * 127 * top)
+
+    def nothing(self, fn: Function) -> Value:
+        return fn.const(vec(I16, 16), 0)
+
+    def accumulate(self, carry: Value, codes: Value, x: Value) -> Value:
+        quads = vec(I8, 32)
+        return carry + codes.fn.call("llvm.x86.avx2.pmadd.ub.sw", carry.type, codes.bits(quads), x.bits(quads))
+
+    def settle(self, total: Value, carry: Value) -> Value:
+        fn = total.fn
+        return total + fn.call("llvm.x86.avx2.pmadd.wd", vec(I32, 8), carry, fn.const(vec(I16, 16), 1))
 
 
 AVX512_VNNI = Avx512Vnni()

@@ -15,15 +15,16 @@ import onnx_ir as ir
 from ryzc import formats
 from ryzc.bundle.plan import Operand, PackedWeight
 from ryzc.errors import InternalError
-from ryzc.formats import AffineFormat
+from ryzc.formats import AffineFormat, TernaryFormat
 from ryzc.graph.ops.paged_codes import suffix
 from ryzc.kv_formats import KV_FORMATS
 from ryzc.lower.planner import Handle, Handler, Planner, attribute, kv_spec, logits_stride
-from ryzc.lower.weights import Matrix, Produce, by_format, matrices, pack_gated, pack_rows, packed_bytes
+from ryzc.lower.weights import GATED, Matrix, Produce, by_format, matrices, pack_gated, pack_rows, packed_bytes
 from ryzc.passes.kv_layout import of_pages
 from ryzc.templates.kernels.activations import BLOCK, RECORD_BYTES
 from ryzc.templates.kernels.attention import Attention
 from ryzc.templates.kernels.attention_rows import MOST
+from ryzc.templates.kernels.bit_linear import BitLinear
 from ryzc.templates.kernels.embedding import Embedding
 from ryzc.templates.kernels.gate import Gate
 from ryzc.templates.kernels.kernel import Kernel
@@ -32,10 +33,13 @@ from ryzc.templates.kernels.linear_f32 import LinearF32
 from ryzc.templates.kernels.norm import Norm
 from ryzc.templates.kernels.norm_add import NormAdd
 from ryzc.templates.kernels.norm_quantize import NormQuantize
+from ryzc.templates.kernels.norm_quantize_tokens import NormQuantizeTokens
 from ryzc.templates.kernels.quantize import Quantize
+from ryzc.templates.kernels.quantize_tokens import QuantizeTokens
 from ryzc.templates.kernels.rope_angles import RopeAngles
 from ryzc.templates.kernels.rope_append import RopeAppend
 from ryzc.templates.kernels.select_rows import SelectRows
+from ryzc.templates.kernels.token_activations import RECORD_BYTES as TOKEN_RECORD_BYTES
 from ryzc.templates.kernels.vocab_adjust import VocabAdjust
 from ryzc.templates.kernels.vocab_draw import VocabDraw
 from ryzc.templates.kernels.vocab_max import CHUNK, VocabMax
@@ -61,7 +65,8 @@ def _embedding(planner: Planner, node: ir.Node) -> None:
     planner.phase(token_local=True)
     out = planner.buffer("x", F32_BYTES * table.columns)
     kernel = Embedding(table.format, table.rows, table.columns, float(attribute(node, "scale")))
-    operands = [planner.weight(_packed([table]), partial(pack_rows, [table])), planner.operand(out)]
+    packed = _packed([table], planner)
+    operands = [planner.weight(packed, partial(pack_rows, [table], packed.layout)), planner.operand(out)]
     planner.call(kernel, "embedding", f"embedding_{table.format}", operands, node)
     planner.define(node.outputs[0], out)
 
@@ -106,17 +111,35 @@ def _norm_quantize(planner: Planner, node: ir.Node) -> None:
     columns, (_, count) = _columns(x), planner.rows_of(x)
     planner.phase(token_local=count == "token_count")
     kernel = NormQuantize(columns, float(attribute(node, "epsilon")), count, _unit(node.outputs[0]))
-    operands = [planner.use(x), planner.plain(weight), *_quantized(planner, node, x, columns)]
+    records = columns // BLOCK * RECORD_BYTES
+    operands = [planner.use(x), planner.plain(weight), *_quantized(planner, node, x, records)]
     planner.call(kernel, "norm_quantize", f"norm_quantize_{columns}", operands, node)
+
+
+def _norm_quantize_tokens(planner: Planner, node: ir.Node) -> None:
+    x, weight = _input(node, 0), _input(node, 1)
+    columns, (_, count) = _columns(x), planner.rows_of(x)
+    planner.phase(token_local=count == "token_count")
+    kernel = NormQuantizeTokens(columns, float(attribute(node, "epsilon")), count)
+    operands = [planner.use(x), planner.plain(weight), *_quantized(planner, node, x, TOKEN_RECORD_BYTES)]
+    planner.call(kernel, "norm_quantize_tokens", f"norm_quantize_tokens_{columns}", operands, node)
 
 
 def _quantize(planner: Planner, node: ir.Node) -> None:
     x = _input(node, 0)
     columns, (_, count) = _columns(x), planner.rows_of(x)
     planner.phase(token_local=count == "token_count")
-    operands = [planner.use(x), *_quantized(planner, node, x, columns)]
+    operands = [planner.use(x), *_quantized(planner, node, x, columns // BLOCK * RECORD_BYTES)]
     kernel = Quantize(columns, count, _unit(node.outputs[0]))
     planner.call(kernel, "quantize", f"quantize_{columns}", operands, node)
+
+
+def _quantize_tokens(planner: Planner, node: ir.Node) -> None:
+    x = _input(node, 0)
+    columns, (_, count) = _columns(x), planner.rows_of(x)
+    planner.phase(token_local=count == "token_count")
+    operands = [planner.use(x), *_quantized(planner, node, x, TOKEN_RECORD_BYTES)]
+    planner.call(QuantizeTokens(columns, count), "quantize_tokens", f"quantize_tokens_{columns}", operands, node)
 
 
 def _unit(codes: ir.Value) -> int:
@@ -131,11 +154,11 @@ def _is_weight(value: ir.Value) -> bool:
     return node is not None and (node.op_type == "Concat" or node.op_type.startswith("Dequantize_"))
 
 
-def _quantized(planner: Planner, node: ir.Node, x: ir.Value, columns: int) -> list[Operand]:
-    """Buffers for codes and records; both outputs of the node are kept in the pair."""
+def _quantized(planner: Planner, node: ir.Node, x: ir.Value, record_bytes: int) -> list[Operand]:
+    """Buffers for codes and a token's records; both outputs of the node are kept in the pair."""
     rows, _ = planner.rows_of(x)
-    codes = planner.buffer("codes", columns, rows=rows)
-    records = planner.buffer("records", columns // BLOCK * RECORD_BYTES, rows=rows)
+    codes = planner.buffer("codes", _columns(x), rows=rows)
+    records = planner.buffer("records", record_bytes, rows=rows)
     for output in node.outputs:
         planner.define(output, codes, records)
         _propagate(planner, x, output)
@@ -187,6 +210,19 @@ def _linear_gated(planner: Planner, node: ir.Node) -> None:
     _gate(planner, node, _quantized_input(planner, node), gate, up)
 
 
+def _bit_linear(planner: Planner, node: ir.Node) -> None:
+    _store(planner, node, _ternary_input(planner, node), matrices(_input(node, 2)))
+
+
+def _bit_linear_residual(planner: Planner, node: ir.Node) -> None:
+    _add(planner, node, _ternary_input(planner, node), matrices(_input(node, 2)), _input(node, 3))
+
+
+def _bit_linear_gated(planner: Planner, node: ir.Node) -> None:
+    (gate,), (up,) = matrices(_input(node, 2)), matrices(_input(node, 3))
+    _gate(planner, node, _ternary_input(planner, node), gate, up)
+
+
 def _linear_f32(planner: Planner, node: ir.Node) -> None:
     _store(planner, node, _float_input(planner, node), matrices(_input(node, 1)))
 
@@ -208,7 +244,7 @@ class _Input:
         value: the activations in the graph.
         operands: their buffers.
         rows, count: how many there can be, and the context field that counts them.
-        family, kernel: for these activations.
+        family: of kernels, for these activations.
     """
 
     value: ir.Value
@@ -216,19 +252,34 @@ class _Input:
     rows: int
     count: str
     family: str
-    kernel: type[Linear] | type[LinearF32]
+
+    def kernel(self, weight: PackedWeight, epilogue: str, stride: int) -> Kernel:
+        """The kernel that multiplies a weight."""
+        shape = (weight.rows, weight.columns, epilogue, stride, self.count)
+        fmt = formats.get(weight.format)
+        if self.family == "bit_linear" and isinstance(fmt, TernaryFormat):
+            return BitLinear(weight.layout.removesuffix(GATED), *shape)
+        if self.family == "linear" and isinstance(fmt, AffineFormat):
+            return Linear(weight.format, *shape, _unit(self.value))
+        if self.family == "linear_f32" and not isinstance(fmt, TernaryFormat):
+            return LinearF32(weight.format, *shape)
+        raise InternalError(f"{weight.name}: no {self.family} kernel takes {weight.format} weights")
 
 
-def _quantized_input(planner: Planner, node: ir.Node) -> _Input:
+def _quantized_input(planner: Planner, node: ir.Node, family: str = "linear") -> _Input:
     codes = _input(node, 0)
     planner.phase()
-    return _Input(codes, [planner.use(codes, i) for i in range(2)], *planner.rows_of(codes), "linear", Linear)
+    return _Input(codes, [planner.use(codes, i) for i in range(2)], *planner.rows_of(codes), family)
+
+
+def _ternary_input(planner: Planner, node: ir.Node) -> _Input:
+    return _quantized_input(planner, node, "bit_linear")
 
 
 def _float_input(planner: Planner, node: ir.Node) -> _Input:
     x = _input(node, 0)
     planner.phase()
-    return _Input(x, [planner.use(x)], *planner.rows_of(x), "linear_f32", LinearF32)
+    return _Input(x, [planner.use(x)], *planner.rows_of(x), "linear_f32")
 
 
 def _store(planner: Planner, node: ir.Node, x: _Input, weights: Sequence[Matrix]) -> None:
@@ -262,7 +313,9 @@ def _side_by_side(
     first = 0
     for group in by_format(weights):
         place = replace(out, offset=F32_BYTES * first)
-        first += _multiply(planner, node, x, _packed(group), partial(pack_rows, group), epilogue, stride, place)
+        packed = _packed(group, planner)
+        produce = partial(pack_rows, group, packed.layout)
+        first += _multiply(planner, node, x, packed, produce, epilogue, stride, place)
 
 
 def _gate(planner: Planner, node: ir.Node, x: _Input, gate: Matrix, up: Matrix) -> None:
@@ -270,8 +323,10 @@ def _gate(planner: Planner, node: ir.Node, x: _Input, gate: Matrix, up: Matrix) 
     activation = str(attribute(node, "activation"))
     out = planner.buffer("gated", F32_BYTES * gate.rows, rows=x.rows)
     if gate.format == up.format:
-        packed = replace(_packed([gate, up]), layout="gated")
-        _multiply(planner, node, x, packed, partial(pack_gated, gate, up), activation, gate.rows, planner.operand(out))
+        packed = _packed([gate, up], planner)
+        packed = replace(packed, layout="gated" if packed.layout == "tiles" else packed.layout + GATED)
+        produce = partial(pack_gated, gate, up, packed.layout)
+        _multiply(planner, node, x, packed, produce, activation, gate.rows, planner.operand(out))
     else:
         halves = [planner.buffer(name, F32_BYTES * gate.rows, rows=x.rows) for name in ("gate", "up")]
         for matrix, half in zip((gate, up), halves, strict=True):
@@ -295,29 +350,25 @@ def _multiply(
     out: Operand,
 ) -> int:
     """Call a linear kernel; returns the rows of its weight."""
-    if x.kernel is Linear and not isinstance(formats.get(packed.format), AffineFormat):
-        raise InternalError(f"{node.name}: {packed.format} weights take float activations")
-    if x.kernel is Linear:
-        kernel: Kernel = Linear(packed.format, packed.rows, packed.columns, epilogue, stride, x.count, _unit(x.value))
-    else:
-        kernel = LinearF32(packed.format, packed.rows, packed.columns, epilogue, stride, x.count)
+    kernel = x.kernel(packed, epilogue, stride)
     symbol = f"{x.family}_{packed.format}_{packed.rows}x{packed.columns}_{epilogue}"
     planner.call(kernel, x.family, symbol, [planner.weight(packed, produce), *x.operands, out], node)
     return packed.rows
 
 
-def _packed(group: Sequence[Matrix]) -> PackedWeight:
+def _packed(group: Sequence[Matrix], planner: Planner) -> PackedWeight:
     """Matrices of one format under one another."""
     rows, columns, name = sum(m.rows for m in group), group[0].columns, group[0].format
+    layout = planner.ternary_layout if isinstance(formats.get(name), TernaryFormat) else "tiles"
     return PackedWeight(
         name="+".join(m.name for m in group),
         sources=tuple(m.name for m in group),
         format=name,
         rows=rows,
         columns=columns,
-        layout="tiles",
+        layout=layout,
         offset=0,
-        bytes=packed_bytes(name, rows, columns),
+        bytes=packed_bytes(name, rows, columns, layout),
     )
 
 
@@ -451,6 +502,11 @@ _OWN: dict[str, Handler] = {
     "Linear": _linear,
     "LinearResidual": _linear_residual,
     "LinearGated": _linear_gated,
+    "QuantizeTokens": _quantize_tokens,
+    "NormQuantizeTokens": _norm_quantize_tokens,
+    "BitLinear": _bit_linear,
+    "BitLinearResidual": _bit_linear_residual,
+    "BitLinearGated": _bit_linear_gated,
     "LinearF32": _linear_f32,
     "LinearF32Residual": _linear_f32_residual,
     "LinearF32Gated": _linear_f32_gated,

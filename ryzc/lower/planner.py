@@ -72,6 +72,7 @@ class Planner:
     max_rows: int
     activations: str
     max_candidates: int
+    ternary_layout: str = "planes"
     page_tokens: int = 0
     kv_dtype: str = ""
     phases: list[list[Call]] = field(default_factory=list)

@@ -27,6 +27,7 @@ from ryzc.lower.module import trial_object
 from ryzc.targets import Target
 from ryzc.templates.kernels import activations as act
 from ryzc.templates.kernels import from_spec, probes
+from ryzc.templates.kernels import token_activations as token_act
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
@@ -223,11 +224,14 @@ def _fill(arena: Bytes, subject: Subject) -> Bytes:
     for region in found.values():
         region.view(np.float32)[:] = rng.standard_normal(region.nbytes // 4, np.float32)
     if "codes" in found:
-        tokens = len(found["records"]) // act.RECORD_BYTES * act.BLOCK // subject.weight.columns
-        codes = rng.integers(-127, 128, (tokens, subject.weight.columns)).astype(np.int8)
-        scales = rng.uniform(0.001, 0.01, (tokens, subject.weight.columns // act.BLOCK)).astype(np.float32)
+        columns = subject.weight.columns
+        tokens = len(found["codes"]) // columns
+        per_token = subject.spec.family == "bit_linear"
+        codes = rng.integers(-127, 128, (tokens, columns)).astype(np.int8)
+        scales = rng.uniform(0.001, 0.01, (tokens, 1 if per_token else columns // act.BLOCK)).astype(np.float32)
+        records = (token_act if per_token else act).records(codes, scales).reshape(-1)
         found["codes"].view(np.int8)[: codes.size] = codes.reshape(-1)
-        found["records"][: codes.size // act.BLOCK * act.RECORD_BYTES] = act.records(codes, scales).reshape(-1)
+        found["records"][: records.size] = records
     return found["out"]
 
 

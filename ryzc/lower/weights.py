@@ -12,11 +12,13 @@ import onnx_ir as ir
 
 from ryzc import formats
 from ryzc.errors import InternalError
-from ryzc.formats import lanes
+from ryzc.formats import TernaryFormat, lanes, trits
 
 Produce: TypeAlias = Callable[[], npt.NDArray[np.uint8]]
 _FLOATS = {ir.DataType.FLOAT: "f32", ir.DataType.FLOAT16: "f16", ir.DataType.BFLOAT16: "bf16"}
 HALF_TILE = lanes.TILE // 2
+GATED = "_gated"
+"""What is added to the layout of a matrix whose tiles hold rows of two layers."""
 
 
 @dataclass(frozen=True)
@@ -94,25 +96,31 @@ def by_format(found: Sequence[Matrix]) -> list[list[Matrix]]:
     return groups
 
 
-def pack_rows(group: Sequence[Matrix]) -> npt.NDArray[np.uint8]:
-    """Packed tiles of matrices under one another."""
-    fmt = formats.get(group[0].format)
+def pack_rows(group: Sequence[Matrix], layout: str) -> npt.NDArray[np.uint8]:
+    """Packed tiles of matrices under one another; ``layout`` as in :class:`ryzc.bundle.plan.PackedWeight`."""
     rows = [m.stored() for m in group]
-    return lanes.pack(fmt, rows[0] if len(rows) == 1 else np.concatenate(rows)).reshape(-1)
+    return _pack(group[0].format, rows[0] if len(rows) == 1 else np.concatenate(rows), layout)
 
 
-def pack_gated(gate: Matrix, up: Matrix) -> npt.NDArray[np.uint8]:
+def pack_gated(gate: Matrix, up: Matrix, layout: str) -> npt.NDArray[np.uint8]:
     """Packed tiles of 16 rows of ``gate`` and the 16 matching rows of ``up``."""
-    fmt = formats.get(gate.format)
     halves = []
     for matrix in (gate, up):
         rows = matrix.stored()
         rows = np.concatenate([rows, np.zeros((-len(rows) % HALF_TILE, rows.shape[1]), np.uint8)])
         halves.append(rows.reshape(-1, 1, HALF_TILE, rows.shape[1]))
     mixed = np.concatenate(halves, axis=1)
-    return lanes.pack(fmt, mixed.reshape(-1, mixed.shape[-1])).reshape(-1)
+    return _pack(gate.format, mixed.reshape(-1, mixed.shape[-1]), layout.removesuffix(GATED))
 
 
-def packed_bytes(format_name: str, rows: int, columns: int) -> int:
+def _pack(format_name: str, rows: npt.NDArray[np.uint8], layout: str) -> npt.NDArray[np.uint8]:
+    fmt = formats.get(format_name)
+    packed = trits.pack(fmt, rows, layout) if isinstance(fmt, TernaryFormat) else lanes.pack(fmt, rows)
+    return packed.reshape(-1)
+
+
+def packed_bytes(format_name: str, rows: int, columns: int, layout: str) -> int:
     """Bytes of a packed matrix."""
-    return -(-rows // lanes.TILE) * lanes.tile_bytes(formats.get(format_name), columns)
+    fmt = formats.get(format_name)
+    tiles, ternary = -(-rows // lanes.TILE), isinstance(fmt, TernaryFormat)
+    return tiles * (trits.tile_bytes(layout, columns) if ternary else lanes.tile_bytes(fmt, columns))

@@ -4,6 +4,7 @@
 ``residual``   out = out + y
 ``silu``       out = silu(gate) * up
 ``gelu_tanh``  out = gelu_tanh(gate) * up
+``relu2``      out = max(gate, 0)**2 * up
 
 A gated tile holds 16 rows of the gate and the 16 matching rows of up.
 """
@@ -18,7 +19,7 @@ from ryzc.codegen.vector import F32, I32, Function, Value, vec
 from ryzc.formats.lanes import TILE
 from ryzc.templates.kernels import scalar_math
 
-GATES = {"silu": scalar_math.silu, "gelu_tanh": scalar_math.gelu_tanh}
+GATES = {"silu": scalar_math.silu, "gelu_tanh": scalar_math.gelu_tanh, "relu2": scalar_math.relu2}
 
 
 @dataclass(frozen=True)

@@ -117,3 +117,9 @@ def gelu_tanh(fn: Function, x: Value) -> Value:
     """GELU by its tanh form: ``x / 2 * (1 + tanh(z)) = x * sigmoid(2 z)``, ``z = sqrt(2/pi) (x + 0.044715 x^3)``."""
     cubic = fn.fma(x * x * x, fn.const(x.type, 0.044715), x)
     return x * sigmoid(fn, cubic * (2 * math.sqrt(2 / math.pi)))
+
+
+def relu2(fn: Function, x: Value) -> Value:
+    """The square of what is positive, else 0 (arXiv:2109.08668)."""
+    positive = x.maximum(0.0)
+    return positive * positive

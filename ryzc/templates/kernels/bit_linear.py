@@ -1,0 +1,412 @@
+"""Linear layer of ternary weights and int8 activations with one scale a token (BitNet b1.58, arXiv:2402.17764).
+
+For every row ``n`` and token ``m``:
+
+    y = float(sum over k of t[n, k] * x[m, k]) * (scale[n] * x_scale[m])
+
+The sum is an exact integer, so a token's result has the same bits by every method, at every thread count and in every
+batch. Kernels add up ``(t + 1) * x`` and take the sum of ``x`` away at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+
+from ryzc.codegen.isa import Isa
+from ryzc.codegen.vector import F32, I8, I32, Function, Value, vec
+from ryzc.formats import TernaryFormat
+from ryzc.formats.lanes import TILE
+from ryzc.formats.trits import ELEMENTS, SCALE_BYTES, WORD_BYTES, tile_bytes
+from ryzc.templates.kernels import schedule
+from ryzc.templates.kernels import token_activations as act
+from ryzc.templates.kernels.epilogue import Epilogue
+from ryzc.templates.kernels.kernel import Kernel, begin, context_field, require_multiple
+from ryzc.templates.kernels.schedule import Method
+from ryzc.templates.kernels.tiling import PANEL, token_tiles, work_items
+
+_ROW = 4 * TILE
+_TOP = 2
+"""The largest code."""
+_QUAD = 4
+"""Elements of K in an operand."""
+_STRETCH = 768
+"""Elements of K that a panel takes apart at a time: 24 KiB of codes, which stay in an L1 cache."""
+_IN_PLACE = 16
+"""Sums that are kept apart by plane, which saves shifting codes, where no more than so many are needed."""
+
+
+@dataclass(frozen=True)
+class BitLinear(Kernel):
+    """Parameters of the family.
+
+    Attributes:
+        layout: of the packed weights, see :mod:`ryzc.formats.trits`.
+        rows, columns: N and K; of a gated layer the rows of gate and up together.
+        epilogue: ``store``, ``residual``, ``silu`` or ``relu2``, see :mod:`.epilogue`.
+        out_stride: elements between tokens in ``out`` (and ``residual``).
+        count: the context field with the number of tokens: ``token_count`` or ``row_count``.
+        schedule: which method multiplies a batch of which size, see :mod:`.schedule`; changes no bit.
+    """
+
+    layout: str
+    rows: int
+    columns: int
+    epilogue: str
+    out_stride: int
+    count: str = "token_count"
+    schedule: tuple[str, ...] = ()
+
+    operands: ClassVar[tuple[str, ...]] = ("weights", "codes", "records", "out")
+
+    def __post_init__(self) -> None:
+        require_multiple(self, 32, columns=self.columns)
+
+    def methods(self, isa: Isa) -> tuple[str, ...]:
+        if isa.registers == 32:
+            plain: tuple[str, ...] = ("direct-1x2", "direct-4x2", "direct-8x2", "panel-8x2", "panel-12x2")
+        else:
+            plain = ("direct-1x4", "direct-2x2", "direct-4x2", "panel-4x2")
+        return (*plain, f"{plain[0]}-p2048")
+
+    def default_schedule(self, isa: Isa) -> tuple[str, ...]:
+        if isa.registers == 32:
+            return ("1:direct-1x2", "15:direct-8x2", "512:panel-12x2")
+        return ("1:direct-1x4", "7:direct-4x2", "512:panel-4x2")
+
+    def emit(self, module: ir.Module, isa: Isa, symbol: str) -> None:
+        epilogue = Epilogue(self.epilogue, self.rows, self.out_stride)
+        fn = begin(module, symbol, self.operands)
+        weights, codes, records, out = (fn.args[o] for o in self.operands)
+        tokens = context_field(fn, self.count)
+        sums = fn.stack(I32, PANEL * TILE)
+        words = _READERS[self.layout](fn, isa, self.columns)
+        for method in schedule.each(fn, tokens, self.schedule or self.default_schedule(isa)):
+            multiply = _Multiply(fn, isa, words, self.columns, method, codes, sums)
+            with work_items(fn, -(-self.rows // TILE), tokens, self.columns) as (tile, first, last):
+                packed = fn.at(weights, tile * tile_bytes(self.layout, self.columns))
+                multiply.run(fn.at(packed, SCALE_BYTES), first, last)
+                with fn.loop(first, last) as token, epilogue.rows(fn, isa.lanes, wide=True) as rows:
+                    record = fn.at(records, token.index * act.RECORD_BYTES)
+                    x_scale = fn.load(F32, record, act.SCALE, align=4).splat(isa.lanes)
+                    minus_sum = fn.load(I32, record, act.MINUS_SUM, align=4).splat(isa.lanes)
+                    y = []
+                    for row in rows:
+                        total = multiply.load(token.index - first, row) + minus_sum
+                        scale = fn.load(vec(F32, isa.lanes), packed, row << 2, align=4 * isa.lanes)
+                        y.append(total.to_float() * (scale * x_scale))
+                    epilogue.write(fn, isa.lanes, [y], rows, tile, out, token.index)
+        fn.finish()
+
+
+KERNEL = BitLinear
+
+
+@dataclass(frozen=True)
+class _Words:
+    """How a layout's words become operands: unsigned codes of four elements of K, a byte each.
+
+    Attributes:
+        elements: of K in a word.
+    """
+
+    fn: Function
+    isa: Isa
+    columns: int
+    layout: ClassVar[str]
+
+    @property
+    def elements(self) -> int:
+        return ELEMENTS[self.layout]
+
+    def load(self, words: Value, index: Value, row: Value) -> Value:
+        """A word of each lane's row."""
+        return self.fn.load(vec(I32, self.isa.lanes), words, index * WORD_BYTES, row << 2, align=4 * self.isa.lanes)
+
+    def operands(self, word: Value, count: int) -> list[Value]:
+        """The first ``count`` operands of a word."""
+        raise NotImplementedError
+
+    def scaled(self, word: Value, count: int) -> list[tuple[Value, int]]:
+        """The operands as far as they come without shifts: each with the power of two that it is multiplied by."""
+        raise NotImplementedError
+
+
+class _Planes(_Words):
+    layout = "planes"
+
+    def operands(self, word: Value, count: int) -> list[Value]:
+        return [(word >> 2 * p if p else word) & 0x03030303 for p in range(count)]
+
+    def scaled(self, word: Value, count: int) -> list[tuple[Value, int]]:
+        return [(word & _signed(0x03030303 << 2 * p), 2 * p) for p in range(count)]
+
+
+class _Dense(_Words):
+    """A byte of five digits becomes one of four two-bit codes by table, and the fifth digit by comparison."""
+
+    layout = "dense"
+
+    def _split(self, word: Value) -> tuple[Value, Value]:
+        fn = self.fn
+        packed = word.bits(vec(I8, 64))
+        table = [sum((b // 3**p % 3) << 2 * p for p in range(4)) for b in range(256)]
+        low, high = (
+            fn.call(
+                "llvm.x86.avx512.vpermi2var.qi.512", packed.type, self._table(part, 0), packed, self._table(part, 1)
+            )
+            for part in (table[:128], table[128:])
+        )
+        planes = packed.compare("<", 0).select(high, low)
+        # As signed bytes: 81 .. 127 and below -94 stand for 1, -94 .. -1 (162 and up) for 2.
+        raised = packed + (-128)
+        fifth = raised.compare(">=", 162 - 128).select(
+            fn.const(packed.type, 2), raised.compare(">=", 81 - 128).select(fn.const(packed.type, 1), 0)
+        )
+        return planes.bits(word.type), fifth.bits(word.type)
+
+    def _table(self, entries: list[int], half: int) -> Value:
+        return self.fn.const(vec(I8, 64), [e - 256 * (e > 127) for e in entries[64 * half : 64 * half + 64]])
+
+    def operands(self, word: Value, count: int) -> list[Value]:
+        planes, fifth = self._split(word)
+        return [*_Planes(self.fn, self.isa, self.columns).operands(planes, min(count, 4)), fifth][:count]
+
+    def scaled(self, word: Value, count: int) -> list[tuple[Value, int]]:
+        planes, fifth = self._split(word)
+        return [*_Planes(self.fn, self.isa, self.columns).scaled(planes, min(count, 4)), (fifth, 0)][:count]
+
+
+_READERS: dict[str, type[_Words]] = {"planes": _Planes, "dense": _Dense}
+
+
+def layouts(isa: Isa) -> tuple[str, ...]:
+    """The layouts that an instruction set reads well; a dense byte takes a table of 256 entries."""
+    return tuple(_READERS) if isa.registers == 32 else ("planes",)
+
+
+def _signed(word: int) -> int:
+    """A 32-bit pattern as LLVM's signed constant."""
+    word &= 0xFFFFFFFF
+    return word - (1 << 32) if word >> 31 else word
+
+
+@dataclass(frozen=True)
+class _Multiply:
+    """Integer sums of a weight tile over some tokens, by one method, into ``sums`` ``[token][32 rows]``."""
+
+    fn: Function
+    isa: Isa
+    words: _Words
+    columns: int
+    method: Method
+    codes: Value
+    sums: Value
+
+    def run(self, tile: Value, first: Value, last: Value) -> None:
+        """Multiply tokens ``first .. last``; ``tile`` points to the tile's words."""
+        (self._by_panels if self.method.panel else self._by_words)(tile, first, last)
+
+    def load(self, token: Value, row: Value) -> Value:
+        """The sums of the rows from ``row`` on, of the ``token``-th of a work item."""
+        return self.fn.load(vec(I32, self.isa.lanes), self._at(token, row), align=4 * self.isa.lanes)
+
+    def _at(self, token: Value, row: Value) -> Value:
+        return self.fn.at(self.sums, token * _ROW, row << 2)
+
+    @contextmanager
+    def _register_tiles(self, first: Value, last: Value) -> Iterator[Iterator[tuple[Value, int, list[Value]]]]:
+        """Loop over tiles of tokens and, within, of rows; the body is emitted once a width."""
+        fn, lanes = self.fn, self.isa.lanes
+
+        def emit() -> Iterator[tuple[Value, int, list[Value]]]:
+            with token_tiles(fn, first, last, self.method.widths) as tiles:
+                for m, width in tiles:
+                    with fn.loop(0, TILE, self.method.vectors * lanes) as loop:
+                        yield m, width, [loop.index + v * lanes for v in range(self.method.vectors)]
+
+        yield emit()
+
+    # --- weights decoded in registers ---------------------------------------------------------
+
+    def _by_words(self, tile: Value, first: Value, last: Value) -> None:
+        fn, words = self.fn, self.words
+        whole, rest = divmod(self.columns, words.elements)
+        with self._register_tiles(first, last) as tiles:
+            for m, width, rows in tiles:
+                x = fn.at(self.codes, m * self.columns)
+                sums = self._sums(width, len(rows))
+
+                body = partial(self._word, tile, x, rows)
+                totals = sums.over(whole, words.elements // _QUAD, body)
+                if rest:
+                    totals = sums.over(1, rest // _QUAD, body, first=whole, totals=totals)
+                for i, total in enumerate(totals):
+                    t, v = divmod(i, len(rows))
+                    fn.store(total, self._at(m - first + t, rows[v]), align=4 * self.isa.lanes)
+
+    def _word(
+        self, tile: Value, x: Value, rows: list[Value], index: Value, carries: list[Value], add: _Adder
+    ) -> list[Value]:
+        """Add one word of each row."""
+        if self.method.prefetch:
+            for line in range(0, WORD_BYTES, 64):
+                self.fn.prefetch(tile, index * WORD_BYTES, self.method.prefetch + line)
+        loaded = [self.words.load(tile, index, row) for row in rows]
+        return add(self.fn.at(x, index * self.words.elements), loaded, carries)
+
+    def _sums(self, width: int, vectors: int) -> _Sums:
+        return _Sums(self.fn, self.isa, self.words, self.columns, width, vectors)
+
+    # --- weights taken apart in L1 ------------------------------------------------------------
+
+    def _by_panels(self, tile: Value, first: Value, last: Value) -> None:
+        fn, lanes, words = self.fn, self.isa.lanes, self.words
+        count, each = -(-self.columns // words.elements), words.elements // _QUAD
+        stretches = max(1, round(self.columns / _STRETCH))
+        longest = -(-count // stretches)
+        panel = fn.stack(I32, longest * each * TILE)
+        with fn.loop(first, last) as token, fn.loop(0, TILE, lanes) as row:
+            fn.store(fn.const(vec(I32, lanes), 0), self._at(token.index - first, row.index), align=4 * lanes)
+        with fn.loop(0, count, longest) as stretch:
+            some = fn.below(fn.i64(count) - stretch.index, longest)
+            with fn.loop(0, some) as word, fn.loop(0, TILE, lanes) as row:
+                codes = words.operands(words.load(tile, stretch.index + word.index, row.index), each)
+                for p, operand in enumerate(codes):
+                    at = fn.at(panel, (word.index * each + p) * _ROW, row.index << 2)
+                    fn.store(operand, at, align=4 * lanes)
+            # The last word of a dense row may reach past K.
+            quads = fn.below(some * each, fn.i64(self.columns // _QUAD) - stretch.index * each)
+            with self._register_tiles(first, last) as tiles:
+                for m, width, rows in tiles:
+                    x = fn.at(self.codes, m * self.columns, stretch.index * words.elements)
+                    before = [self.load(m - first + t, row) for t in range(width) for row in rows]
+
+                    sums = self._sums(width, len(rows))
+                    totals = sums.over_quads(quads, partial(self._quad, panel, x, rows, sums), before)
+                    for i, total in enumerate(totals):
+                        t, v = divmod(i, len(rows))
+                        fn.store(total, self._at(m - first + t, rows[v]), align=4 * lanes)
+
+    def _quad(
+        self, panel: Value, x: Value, rows: list[Value], sums: _Sums, index: Value, carries: list[Value]
+    ) -> list[Value]:
+        """Add one operand of the panel."""
+        lanes = self.isa.lanes
+        operands = [self.fn.load(vec(I32, lanes), panel, index * _ROW, row << 2, align=4 * lanes) for row in rows]
+        return sums.add_quad(self.fn.at(x, index * _QUAD), operands, carries)
+
+
+_Adder = Callable[[Value, list[Value], list[Value]], list[Value]]
+_Body = Callable[[Value, list[Value], _Adder], list[Value]]
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """The sums ``[token][row vector]`` of a register tile, through loops over K."""
+
+    fn: Function
+    isa: Isa
+    words: _Words
+    columns: int
+    width: int
+    vectors: int
+
+    @property
+    def count(self) -> int:
+        return self.width * self.vectors
+
+    def _zeros(self) -> list[Value]:
+        return [self.fn.const(vec(I32, self.isa.lanes), 0)] * self.count
+
+    def over(
+        self, words: int, quads: int, body: _Body, *, first: int = 0, totals: list[Value] | None = None
+    ) -> list[Value]:
+        """Add ``words`` words from the ``first`` on, ``quads`` operands of each, to ``totals``."""
+        totals = totals or self._zeros()
+        capacity = self.isa.capacity(_TOP)
+        if capacity == 0 and self.count * quads <= _IN_PLACE:
+            return self._in_place(words, quads, body, first, totals)
+
+        def add(x: Value, loaded: list[Value], carries: list[Value]) -> list[Value]:
+            split = [self.words.operands(word, quads) for word in loaded]
+            for p in range(quads):
+                carries = self.add_quad(self.fn.at(x, p * _QUAD), [codes[p] for codes in split], carries)
+            return carries
+
+        return self._settled(
+            self.fn.i64(words), capacity // quads, lambda i, carries: body(i + first, carries, add), totals
+        )
+
+    def over_quads(
+        self, quads: Value, body: Callable[[Value, list[Value]], list[Value]], totals: list[Value]
+    ) -> list[Value]:
+        """Add operands that lie ready."""
+        return self._settled(quads, self.isa.capacity(_TOP), body, totals)
+
+    def _settled(
+        self, steps: Value, most: int, body: Callable[[Value, list[Value]], list[Value]], totals: list[Value]
+    ) -> list[Value]:
+        """Run ``body`` so many times on long sums, which are settled after ``most`` of them at the latest."""
+        fn, isa = self.fn, self.isa
+        if most == 0:
+            with fn.loop(0, steps, 1, totals) as loop:
+                loop.values = body(loop.index, loop.values)
+            return loop.results
+        with fn.loop(0, steps, most, totals) as outer:
+            stop = fn.below(outer.index + most, steps)
+            with fn.loop(outer.index, stop, 1, [isa.nothing(fn)] * self.count) as inner:
+                inner.values = body(inner.index, inner.values)
+            outer.values = [isa.settle(t, c) for t, c in zip(outer.values, inner.results, strict=True)]
+        return outer.results
+
+    def _in_place(self, words: int, quads: int, body: _Body, first: int, totals: list[Value]) -> list[Value]:
+        """Sums of a plane's operands are kept apart, and shifted once at the end."""
+        fn, shifts = self.fn, [0] * quads
+
+        def add(x: Value, loaded: list[Value], carries: list[Value]) -> list[Value]:
+            split = [self.words.scaled(word, quads) for word in loaded]
+            out = list(carries)
+            for p in range(quads):
+                shifts[p] = split[0][p][1]
+                part = slice(p * self.count, (p + 1) * self.count)
+                out[part] = self.add_quad(fn.at(x, p * _QUAD), [codes[p][0] for codes in split], out[part])
+            return out
+
+        with fn.loop(first, first + words, 1, self._zeros() * quads) as loop:
+            loop.values = body(loop.index, loop.values, add)
+        for i, value in enumerate(loop.results):
+            p, at = divmod(i, self.count)
+            totals = [*totals[:at], totals[at] + value.sar(shifts[p]), *totals[at + 1 :]]
+        return totals
+
+    def add_quad(self, x: Value, operands: list[Value], carries: list[Value]) -> list[Value]:
+        """Add the products of one operand of each row vector with each token's four activations at ``x``."""
+        fn, out = self.fn, []
+        for t in range(self.width):
+            quad = fn.load(I32, x, t * self.columns, align=4).splat(self.isa.lanes)
+            for v, codes in enumerate(operands):
+                out.append(self.isa.accumulate(carries[t * self.vectors + v], codes, quad))
+        return out
+
+
+def reference(
+    fmt: TernaryFormat, stored: npt.NDArray[np.uint8], codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """The meaning, ``float32 [T, N]``: exact integer sums, two roundings after their own.
+
+    Args:
+        stored: ``uint8 [N, row_bytes]``.
+        codes: ``int8 [T, K]``.
+        scales: ``float32 [T, 1]``.
+    """
+    trits, row_scales = fmt.parse(stored)
+    sums = codes.astype(np.int64) @ trits.astype(np.int64).T
+    return sums.astype(np.float32) * (row_scales[None, :] * scales)
