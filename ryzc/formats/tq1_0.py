@@ -50,7 +50,8 @@ def _bytes(digits: U8, count: int) -> U8:
     """The inverse of :func:`_digits`."""
     places = np.uint16(3) ** np.arange(4, 4 - count, -1, dtype=np.uint16)[:, None]
     numbers = (digits.reshape(*digits.shape[:2], count, -1) * places).sum(axis=2, dtype=np.uint16)
-    return ((numbers * np.uint32(256) + np.uint32(242)) // np.uint32(243)).astype(np.uint8)
+    packed: U8 = ((numbers * np.uint32(256) + np.uint32(242)) // np.uint32(243)).astype(np.uint8)
+    return packed
 
 
 FORMAT = _TQ1_0(name="tq1_0", block=256, block_bytes=54, planes=(2,), zero=1)

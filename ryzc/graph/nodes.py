@@ -193,6 +193,19 @@ def only_use(value: ir.Value) -> bool:
     return len(value.uses()) == 1 and not value.is_graph_output()
 
 
+def factor_after(x: ir.Value) -> tuple[ir.Value, float] | None:
+    """The product of ``x`` and a constant number, and that number, if that is all that ``x`` is used for."""
+    if not only_use(x):
+        return None
+    use = next(iter(x.consumers()))
+    if use.op_type != "Mul":
+        return None
+    other = operand(use, 1) if operand(use, 0) is x else operand(use, 0)
+    if other.const_value is None or other.const_value.size != 1:
+        return None
+    return use.outputs[0], float(other.const_value.numpy().item())
+
+
 def dims(value: ir.Value) -> tuple[Dim, ...]:
     """The value's shape, names standing for symbolic dimensions."""
     if value.shape is None:
