@@ -40,7 +40,7 @@ def stored(rng: np.random.Generator, name: str, format_: str, shape: tuple[int, 
 
 def random_codes(rng: np.random.Generator, fmt: AffineFormat, n: int, k: int, size: float) -> Codes:
     """Codes over their whole range, with scales that make the weights about as large as ``size``."""
-    levels = 1 << sum(fmt.planes)
+    levels = 3 if fmt.name in ("tq1_0", "tq2_0") else 1 << sum(fmt.planes)
 
     def factors(bits: int, zero: int) -> npt.NDArray[np.int8] | None:
         if not bits:

@@ -117,3 +117,18 @@ def reciprocal(scales: F32) -> F32:
         inverse = np.float32(1) / scales
     inverse[~np.isfinite(inverse)] = 0
     return inverse
+
+
+def ternary_codes(blocks: F32, what: str) -> tuple[U8, F16]:
+    """Blocks ``[N, blocks, size]`` to codes 0, 1, 2 of the same shape and ``float16 [N, blocks]`` scales.
+
+    The scale is the largest magnitude of a block; what is half of it or more becomes one whole, as in llama.cpp.
+
+    Raises:
+        UnsupportedError: where a value is not finite, or too large for float16.
+    """
+    largest = np.abs(blocks).max(axis=2, keepdims=True)
+    d = round_to_half(largest[:, :, 0], what)
+    shares = blocks * reciprocal(largest)
+    q = np.uint8(1) + (shares >= np.float32(0.5)).astype(np.uint8) - (shares <= np.float32(-0.5)).astype(np.uint8)
+    return q, d

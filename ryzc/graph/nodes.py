@@ -18,6 +18,7 @@ AttributeValue: TypeAlias = int | float | str | Sequence[int]
 
 FLOAT = ir.DataType.FLOAT
 DEQUANTIZE = "Dequantize_"
+TERNARY = "ternary"
 _DTYPES = {
     "f32": ir.DataType.FLOAT,
     "f16": ir.DataType.FLOAT16,
@@ -192,6 +193,19 @@ def only_use(value: ir.Value) -> bool:
     return len(value.uses()) == 1 and not value.is_graph_output()
 
 
+def factor_after(x: ir.Value) -> tuple[ir.Value, float] | None:
+    """The product of ``x`` and a constant number, and that number, if that is all that ``x`` is used for."""
+    if not only_use(x):
+        return None
+    use = next(iter(x.consumers()))
+    if use.op_type != "Mul":
+        return None
+    other = operand(use, 1) if operand(use, 0) is x else operand(use, 0)
+    if other.const_value is None or other.const_value.size != 1:
+        return None
+    return use.outputs[0], float(other.const_value.numpy().item())
+
+
 def dims(value: ir.Value) -> tuple[Dim, ...]:
     """The value's shape, names standing for symbolic dimensions."""
     if value.shape is None:
@@ -217,10 +231,21 @@ def real(node: ir.Node, attribute: str) -> float:
 
 
 def is_affine(weight: ir.Value) -> bool:
-    """Whether a weight comes from small integer codes: decoded from them, or joined of only such."""
+    """Whether a weight comes from small integer codes with shared scales: decoded from them, or joined of only such."""
+    kinds = _formats_of(weight)
+    return bool(kinds) and all(isinstance(formats.get(kind), formats.AffineFormat) for kind in kinds)
+
+
+def is_ternary(weight: ir.Value) -> bool:
+    """Whether a weight is decoded from the format ``ternary``, or joined of only such."""
+    return set(_formats_of(weight)) == {TERNARY}
+
+
+def _formats_of(weight: ir.Value) -> list[str]:
+    """The formats that a weight and all its joined parts are decoded from; none where one of them is not decoded."""
     node = producer(weight)
-    if node is None:
-        return False
-    if node.op_type == "Concat":
-        return all(is_affine(operand(node, i)) for i in range(len(node.inputs)))
-    return node.op_type.startswith(DEQUANTIZE)
+    if node is not None and node.op_type == "Concat":
+        parts = [_formats_of(operand(node, i)) for i in range(len(node.inputs))]
+        return [kind for part in parts for kind in part] if all(parts) else []
+    decoded = node is not None and node.op_type.startswith(DEQUANTIZE)
+    return [node.op_type.removeprefix(DEQUANTIZE)] if node is not None and decoded else []

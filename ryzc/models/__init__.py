@@ -1,4 +1,4 @@
-"""Architectures, one file each. ``get("llama")`` finds one by its file's name.
+"""Architectures, one file each. ``get("llama")`` finds one by its file's name, or by another that sources give it.
 
 An architecture's file defines ``Config``, a dataclass with ``from_checkpoint``, and
 ``graph(config, checkpoint)``, which writes the semantic graph (see :mod:`ryzc.graph`).
@@ -22,6 +22,8 @@ from ryzc.sources.checkpoint import Checkpoint
 __all__ = ["Architecture", "Config", "SemanticModel", "get", "load", "names"]
 
 _NOT_ARCHITECTURES = {"architecture", "blocks"}
+_OTHER_NAMES = {"bitnet-b1.58": "bitnet", "bitnet-25": "bitnet"}
+"""Architectures of files that have another's name."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class SemanticModel:
 @cache
 def names() -> tuple[str, ...]:
     """The names of all architectures, sorted."""
-    return tuple(sorted(m.name for m in iter_modules(__path__) if m.name not in _NOT_ARCHITECTURES))
+    return tuple(sorted({m.name for m in iter_modules(__path__)} - _NOT_ARCHITECTURES | _OTHER_NAMES.keys()))
 
 
 def get(architecture: str) -> Architecture:
@@ -66,7 +68,7 @@ def get(architecture: str) -> Architecture:
         raise UnsupportedError(
             f"architecture {architecture!r} is not known", hint=f"ryzc compiles {', '.join(names())}"
         )
-    module = import_module(f"{__name__}.{architecture}")
+    module = import_module(f"{__name__}.{_OTHER_NAMES.get(architecture, architecture)}")
     return Architecture(module.Config, module.graph)
 
 

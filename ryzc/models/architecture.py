@@ -11,8 +11,11 @@ from typing import Self, TypeVar
 
 import onnx_ir as ir
 
+from ryzc import formats
 from ryzc.errors import SourceError, UnsupportedError
+from ryzc.formats import exact_ternary
 from ryzc.graph import nodes
+from ryzc.models import blocks
 from ryzc.sources.checkpoint import Checkpoint, MetadataValue
 
 T = TypeVar("T", int, float, str)
@@ -163,6 +166,22 @@ class Weights:
             )
         self._unused.pop(name, None)
         return nodes.add_weight(self._graph, name, tensor.format, shape, tensor.data)
+
+    def layer(self, name: str, n: int, k: int) -> ir.Value:
+        """The matrix ``name`` of a linear layer that is BitNet's: master weights are rounded, others are as stored.
+
+        Floats are master weights unless they are -a, 0 and a in each row: so do converters write rounded ones.
+
+        Raises:
+            SourceError: there is none, or its shape is another.
+        """
+        weight = self(name, n, k)
+        tensor = self._checkpoint.tensors[name]
+        floats = isinstance(formats.get(tensor.format), formats.FloatFormat)
+        master = self._checkpoint.bit_linear == "master"
+        if floats and (master or exact_ternary.row_scales(tensor.format, tensor.data) is None):
+            return blocks.round_weights(self._graph, weight, name=f"{name}.rounded")
+        return weight
 
     def skip(self, name: str) -> None:
         """Note that a tensor was used otherwise."""

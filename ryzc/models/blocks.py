@@ -117,3 +117,20 @@ def geglu(graph: ir.Graph, gate: ir.Value, up: ir.Value, *, name: str) -> ir.Val
     """``gelu(gate) * up`` with the tanh form of GELU."""
     gelu = add(graph, "Gelu", [gate], name=f"{name}.gelu", shape=dims(gate), approximate="tanh")
     return add(graph, "Mul", [gelu, up], name=name, shape=dims(gate))
+
+
+def relu2_glu(graph: ir.Graph, gate: ir.Value, up: ir.Value, *, name: str) -> ir.Value:
+    """``relu(gate) ** 2 * up``."""
+    relu = add(graph, "Relu", [gate], name=f"{name}.relu", shape=dims(gate))
+    squared = add(graph, "Mul", [relu, relu], name=f"{name}.relu2", shape=dims(gate))
+    return add(graph, "Mul", [squared, up], name=name, shape=dims(gate))
+
+
+def round_tokens(graph: ir.Graph, x: ir.Value, *, name: str) -> ir.Value:
+    """``x [T, K]`` rounded to eight bits under one scale a token, as BitNet's layers take it."""
+    return add(graph, "RoundTokens", [x], name=name, shape=dims(x))
+
+
+def round_weights(graph: ir.Graph, weight: ir.Value, *, name: str) -> ir.Value:
+    """``weight [N, K]`` rounded to -1, 0 or 1 times its mean magnitude, as BitNet's layers take it."""
+    return add(graph, "RoundWeights", [weight], name=name, shape=dims(weight))

@@ -3,7 +3,8 @@
 Of the models that GGUF files call ``llama``: Llama 1 to 3, SmolLM 1 and 2, TinyLlama, Mistral 7B without
 sliding window, and others of the same mathematics. Converters reorder the rows of ``attn_q`` and ``attn_k``
 so that RoPE turns neighbouring elements. Llama 3.1's frequency scaling comes as the tensor
-``rope_freqs.weight``; scaling by metadata, biases and experts are refused.
+``rope_freqs.weight``; scaling by metadata, biases and experts are refused. Llamas whose linear layers were trained as
+BitNet's (arXiv:2402.17764) round what these are given by token.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ class Config(architecture.Config):
 
     Attributes:
         rope_base: the base of RoPE's frequencies.
+        bit_linear: whether linear layers but the head are BitNet's.
     """
 
     rope_base: float
+    bit_linear: bool
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
@@ -63,6 +66,7 @@ class Config(architecture.Config):
             epsilon=keys.real("attention.layer_norm_rms_epsilon", low=0.0, high=1.0),
             windows=(0,) * layers,
             rope_base=keys.real("rope.freq_base", 10000.0, low=1.0, high=1e12),
+            bit_linear=checkpoint.bit_linear is not None,
         )
         keys.finish()
         return config
@@ -112,9 +116,10 @@ def _attention(
     at = f"blk.{layer}"
     q_width, k_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
     h = blocks.rms_norm(g, x, weights(f"{at}.attn_norm.weight", config.hidden), config.epsilon, name=f"{at}.attn_norm")
-    q = blocks.linear(g, h, weights(f"{at}.attn_q.weight", q_width, config.hidden), name=f"{at}.attn_q")
-    k = blocks.linear(g, h, weights(f"{at}.attn_k.weight", k_width, config.hidden), name=f"{at}.attn_k")
-    v = blocks.linear(g, h, weights(f"{at}.attn_v.weight", k_width, config.hidden), name=f"{at}.attn_v")
+    h = _layer_input(g, config, h)
+    q = blocks.linear(g, h, _matrix(config, weights, f"{at}.attn_q", q_width, config.hidden), name=f"{at}.attn_q")
+    k = blocks.linear(g, h, _matrix(config, weights, f"{at}.attn_k", k_width, config.hidden), name=f"{at}.attn_k")
+    v = blocks.linear(g, h, _matrix(config, weights, f"{at}.attn_v", k_width, config.hidden), name=f"{at}.attn_v")
     q = blocks.rope(g, q, angles, config.heads, interleaved=True, name=f"{at}.attn_q.rope")
     k = blocks.rope(g, k, angles, config.kv_heads, interleaved=True, name=f"{at}.attn_k.rope")
     y = blocks.attention(
@@ -129,7 +134,9 @@ def _attention(
         window=config.windows[layer],
         name=f"{at}.attn",
     )
-    out = blocks.linear(g, y, weights(f"{at}.attn_output.weight", config.hidden, q_width), name=f"{at}.attn_output")
+    y = _layer_input(g, config, y)
+    matrix = _matrix(config, weights, f"{at}.attn_output", config.hidden, q_width)
+    out = blocks.linear(g, y, matrix, name=f"{at}.attn_output")
     return blocks.residual(g, x, out, name=f"{at}.attn_residual")
 
 
@@ -137,11 +144,22 @@ def _feed_forward(g: ir.Graph, config: Config, weights: Weights, layer: int, x: 
     at = f"blk.{layer}"
     hidden, width = config.hidden, config.feed_forward
     h = blocks.rms_norm(g, x, weights(f"{at}.ffn_norm.weight", hidden), config.epsilon, name=f"{at}.ffn_norm")
-    gate = blocks.linear(g, h, weights(f"{at}.ffn_gate.weight", width, hidden), name=f"{at}.ffn_gate")
-    up = blocks.linear(g, h, weights(f"{at}.ffn_up.weight", width, hidden), name=f"{at}.ffn_up")
-    y = blocks.swiglu(g, gate, up, name=f"{at}.ffn_gated")
-    down = blocks.linear(g, y, weights(f"{at}.ffn_down.weight", hidden, width), name=f"{at}.ffn_down")
+    h = _layer_input(g, config, h)
+    gate = blocks.linear(g, h, _matrix(config, weights, f"{at}.ffn_gate", width, hidden), name=f"{at}.ffn_gate")
+    up = blocks.linear(g, h, _matrix(config, weights, f"{at}.ffn_up", width, hidden), name=f"{at}.ffn_up")
+    y = _layer_input(g, config, blocks.swiglu(g, gate, up, name=f"{at}.ffn_gated"))
+    down = blocks.linear(g, y, _matrix(config, weights, f"{at}.ffn_down", hidden, width), name=f"{at}.ffn_down")
     return blocks.residual(g, x, down, name=f"{at}.ffn_residual")
+
+
+def _layer_input(g: ir.Graph, config: Config, x: ir.Value) -> ir.Value:
+    """What linear layers are given: rounded by token where they are BitNet's."""
+    return blocks.round_tokens(g, x, name=f"{nodes.name_of(x)}.rounded") if config.bit_linear else x
+
+
+def _matrix(config: Config, weights: Weights, name: str, n: int, k: int) -> ir.Value:
+    """The weight of a linear layer, which is rounded where it is BitNet's and not ternary yet."""
+    return (weights.layer if config.bit_linear else weights)(f"{name}.weight", n, k)
 
 
 def _rope_factors(config: Config, checkpoint: Checkpoint, weights: Weights) -> np.ndarray | None:

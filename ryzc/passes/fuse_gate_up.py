@@ -1,4 +1,4 @@
-"""Two linear layers of the same input, gated by SiLU or GELU, become one ``LinearF32Gated``."""
+"""Two linear layers of the same input, gated by SiLU, GELU or a squared ReLU, become one ``LinearF32Gated``."""
 
 from __future__ import annotations
 
@@ -45,6 +45,10 @@ def _gate(value: ir.Value) -> tuple[str, ir.Node] | None:
         if left is None or approximate is None or approximate.as_string() != "tanh" or not only_use(left.outputs[0]):
             return None
         return "gelu_tanh", left
+    relu = producer(node.inputs[0], "Relu")
+    if relu is not None and node.inputs[1] is node.inputs[0] and len(relu.outputs[0].uses()) == 2:
+        left = producer(relu.inputs[0], "LinearF32")
+        return ("relu2", left) if left is not None and only_use(left.outputs[0]) else None
     for at, other in ((0, 1), (1, 0)):
         gate, sigmoid = operand(node, at), producer(node.inputs[other], "Sigmoid")
         left = producer(gate, "LinearF32")

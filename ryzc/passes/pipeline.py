@@ -18,7 +18,9 @@ from ryzc.passes.kv_layout import KVLayout
 from ryzc.passes.linear import Linear
 from ryzc.passes.pass_ import Pass, Report, apply
 from ryzc.passes.quantize_activations import QuantizeActivations
+from ryzc.passes.quantize_tokens import QuantizeTokens
 from ryzc.passes.select_rows import SelectRows
+from ryzc.passes.ternarize import Ternarize
 
 Observer: TypeAlias = Callable[[str, ir.Model], None]
 
@@ -40,6 +42,7 @@ def passes(*, activations: str = "int8", kv_dtype: str = "f16", page_tokens: int
         raise UsageError(f"activations cannot be {activations!r}", hint="use int8 or f32")
     quantize: tuple[Pass, ...] = (QuantizeActivations(),) if activations == "int8" else ()
     return (
+        Ternarize(),
         ChooseFormats(),
         Embedding(),
         Linear(),
@@ -48,6 +51,7 @@ def passes(*, activations: str = "int8", kv_dtype: str = "f16", page_tokens: int
         FuseResidual(),
         KVLayout(page_tokens=page_tokens, dtype=kv_dtype),
         SelectRows(),
+        QuantizeTokens(),
         *quantize,
         DeadCode(),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,8 @@ class StoredTensor:
         name: the name in the file, e.g. ``blk.0.attn_q.weight``.
         format: the name of a weight format of :mod:`ryzc.formats`, e.g. ``q4_1``.
         shape: logical shape, rows first: a linear layer's weight is ``(N, K)``.
-        data: ``uint8`` of shape ``(*shape[:-1], row_bytes)``; a read-only view of the mapped file.
+        data: ``uint8`` of shape ``(*shape[:-1], row_bytes)``; a read-only view of the mapped file, but for tensors
+            that no format of ours holds as they lie there (I2_S, packed safetensors), which are ``ternary`` copies.
     """
 
     name: str
@@ -70,6 +71,9 @@ class Checkpoint:
         vocabulary: the tokenizer's parts.
         chat_template: Jinja text, or ``None`` where the source has none.
         provenance: facts for the manifest: file name, bytes, sha256 where it is known.
+        bit_linear: whether the source says that all linear layers but the head are BitNet's (arXiv:2402.17764), which
+            round what they are given by token: ``packed`` where their weights are ternary as stored, ``master`` where
+            weights are rounded likewise, by their mean magnitude; ``None`` where it says nothing of the kind.
     """
 
     path: Path
@@ -79,3 +83,4 @@ class Checkpoint:
     vocabulary: Vocabulary
     chat_template: str | None = None
     provenance: Mapping[str, Scalar] = field(default_factory=dict)
+    bit_linear: Literal["packed", "master"] | None = None

@@ -19,13 +19,22 @@ from ryzc.formats.weight_format import F32, U8
 ALL = [name for name in formats.names() if not isinstance(formats.get(name), TernaryFormat)]
 AFFINE = [name for name in ALL if isinstance(formats.get(name), AffineFormat)]
 FLOATS = [name for name in ALL if name not in AFFINE]
-MADE = ["bf16", "f16", "f32", "q4_0", "q4_1", "q8_0"]
+MADE = ["bf16", "f16", "f32", "q4_0", "q4_1", "q8_0", "tq1_0", "tq2_0"]
 
 shapes = st.tuples(st.integers(1, 70), st.integers(1, 3), st.integers(0, 2**32 - 1))
 
 
 def random_bytes(fmt: WeightFormat, n: int, blocks: int, seed: int) -> U8:
-    return np.random.default_rng(seed).integers(0, 256, (n, blocks * fmt.block_bytes), np.uint8)
+    stored = np.random.default_rng(seed).integers(0, 256, (n, blocks * fmt.block_bytes), np.uint8)
+    return canonical(stored) if fmt.name == "tq1_0" else stored
+
+
+def canonical(stored: U8) -> U8:
+    """Bytes of TQ1_0 that an encoder writes: numbers in base 3 that fill a byte, the last four ones' last digit 0."""
+    blocks = stored.reshape(len(stored), -1, 54).astype(np.uint16)
+    blocks[:, :, :48] = (blocks[:, :, :48] % 243 * 256 + 242) // 243
+    blocks[:, :, 48:52] = (blocks[:, :, 48:52] % 81 * 3 * 256 + 242) // 243
+    return blocks.astype(np.uint8).reshape(stored.shape)
 
 
 def affine(name: str) -> AffineFormat:
@@ -60,7 +69,8 @@ def same_fields(a: Codes, b: Codes) -> bool:
 
 def test_the_formats_of_both_models_and_their_kin_are_there() -> None:
     legacy = {"q4_0", "q4_1", "q5_0", "q5_1", "q8_0"}
-    assert set(ALL) >= legacy | {"q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "f32", "f16", "bf16"}
+    ternary = {"tq1_0", "tq2_0"}
+    assert set(ALL) >= legacy | ternary | {"q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "f32", "f16", "bf16"}
     for name in ALL:
         assert formats.get(name).name == name
 
@@ -306,9 +316,9 @@ def weights_of(n: int, k: int, exponent: int, seed: int) -> F32:
 def test_quantizing_is_that_of_gguf(name: str, shape: tuple[int, int, int, int]) -> None:
     fmt = formats.get(name)
     n, blocks, exponent, seed = shape
-    w = weights_of(n, 32 * blocks, exponent, seed)
+    w = weights_of(n, max(32, fmt.block) * blocks, exponent, seed)
     stored = fmt.quantize(w)
-    check_array(stored, (n, fmt.row_bytes(32 * blocks)), "uint8")
+    check_array(stored, (n, fmt.row_bytes(w.shape[1])), "uint8")
     assert np.array_equal(stored, gguf.quants.quantize(w, oracle(name)).view(np.uint8))
 
 
@@ -317,8 +327,30 @@ def test_what_is_quantized_means_nearly_the_same(name: str) -> None:
     w = np.random.default_rng(8).standard_normal((64, 256)).astype(np.float32)
     fmt = formats.get(name)
     relative = float(np.linalg.norm(fmt.decode(fmt.quantize(w)) - w) / np.linalg.norm(w))
-    bound = {"f32": 0.0, "f16": 3e-4, "bf16": 3e-3, "q8_0": 8e-3, "q4_1": 0.09, "q4_0": 0.11}[name]
+    bound = {"f32": 0.0, "f16": 3e-4, "bf16": 3e-3, "q8_0": 8e-3, "q4_1": 0.09, "q4_0": 0.11}.get(name, 1.0)
     assert relative <= bound
+
+
+@pytest.mark.parametrize("name", ["tq1_0", "tq2_0"])
+@given(shapes)
+def test_ternary_weights_are_quantized_exactly(name: str, shape: tuple[int, int, int]) -> None:
+    fmt = formats.get(name)
+    n, blocks, seed = shape
+    rng = np.random.default_rng(seed)
+    w = rng.integers(-1, 2, (n, blocks, 256)) * rng.uniform(2**-12, 2.0, (n, blocks, 1)).astype(np.float16)
+    w = w.astype(np.float32).reshape(n, -1)
+    assert np.array_equal(fmt.decode(fmt.quantize(w)), w)
+
+
+@given(shapes)
+def test_bytes_that_no_encoder_of_tq1_0_writes_mean_what_they_mean_to_gguf(shape: tuple[int, int, int]) -> None:
+    n, blocks, seed = shape
+    fmt = affine("tq1_0")
+    stored = np.random.default_rng(seed).integers(0, 256, (n, blocks * 54), np.uint8)
+    stored.reshape(n, blocks, 54)[:, :, 53] = 0x3C  # scales of about 1
+    w = fmt.decode(stored)
+    assert same_floats(w, gguf.quants.dequantize(stored, oracle("tq1_0")))
+    assert same_floats(fmt.decode(fmt.unparse(fmt.parse(stored))), w)
 
 
 @pytest.mark.parametrize("name", FLOATS)
@@ -333,17 +365,17 @@ def test_quantizing_what_a_float_format_can_hold_is_exact(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(MADE) - {"f32"}))
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, 3.4028235e38])
 def test_what_does_not_fit_is_refused(name: str, bad: float) -> None:
-    w = np.ones((2, 64), np.float32)
+    w = np.ones((2, 256), np.float32)
     w[1, 40] = bad
     w[1, 41] = -abs(bad)
     with pytest.raises(UnsupportedError, match=f"{name}: .*not finite or too large"):
         formats.get(name).quantize(w)
 
 
-@pytest.mark.parametrize("name", ["q4_0", "q4_1", "q8_0"])
+@pytest.mark.parametrize("name", sorted(set(MADE) - set(FLOATS)))
 def test_scales_below_float16_become_zero_without_a_warning(name: str) -> None:
     fmt = formats.get(name)
-    w = np.full((1, 32), 1e-42, np.float32)
+    w = np.full((1, fmt.block), 1e-42, np.float32)
     w[0, 3] = -1e-43
     with np.errstate(all="raise", under="ignore"):
         assert not fmt.decode(fmt.quantize(w)).any()
@@ -355,7 +387,7 @@ def test_formats_that_are_only_read_say_so(name: str) -> None:
         formats.get(name).quantize(np.zeros((1, 256), np.float32))
 
 
-@pytest.mark.parametrize("name", ["q4_0", "q4_1", "q8_0"])
+@pytest.mark.parametrize("name", ["q4_0", "q4_1", "q8_0", "tq1_0", "tq2_0"])
 def test_quantizing_needs_whole_blocks(name: str) -> None:
     with pytest.raises(ValueError, match="not whole blocks"):
         formats.get(name).quantize(np.zeros((1, 48), np.float32))

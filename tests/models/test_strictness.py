@@ -29,7 +29,7 @@ def with_tensor(checkpoint: Checkpoint, name: str, *shape: int) -> Checkpoint:
 
 
 def test_architectures_are_found_by_file_name() -> None:
-    assert models.names() == ("gemma3", "llama", "qwen3")
+    assert models.names() == ("bitnet", "bitnet-25", "bitnet-b1.58", "gemma3", "llama", "qwen3")
     with pytest.raises(UnsupportedError, match="mamba9") as error:
         models.get("mamba9")
     assert "gemma3, llama, qwen3" in str(error.value.hint)

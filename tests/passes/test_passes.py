@@ -172,6 +172,7 @@ def test_figures_and_counts_of_a_llama() -> None:
     model = models.load(llama(layers=3)).ir_model
     figures = {report.name: dict(report.figures) for report in pipeline.run(model)}
     assert figures == {
+        "ternarize": {"exact": 0, "rounded": 0, "factors": 0},
         "choose_formats": {"matrices": 22, "q4_1": 22, "bits_per_weight": 5.0},
         "embedding": {"embeddings": 1},
         "linear": {"linear_layers": 22},
@@ -180,6 +181,7 @@ def test_figures_and_counts_of_a_llama() -> None:
         "fuse_residual": {"linear_layers": 6, "norms": 0},
         "kv_layout": {"layers": 3},
         "select_rows": {"selections": 1},
+        "quantize_tokens": {"bit_layers": 0, "quantizations": 0, "with_norm": 0},
         "quantize_activations": {"int8_layers": 13, "float_layers": 0, "quantizations": 13, "with_norm": 7},
         "dead_code": {"nodes": 0, "constants": 1},
     }
@@ -234,7 +236,7 @@ def test_a_pass_out_of_order_names_itself_and_those_before() -> None:
     model = models.load(llama(layers=1)).ir_model
     with pytest.raises(InternalError, match=r"pass kv_layout requires qkv.*before it ran: no pass"):
         apply(KVLayout(), model)
-    for pass_ in pipeline.passes()[:3]:
+    for pass_ in pipeline.passes()[:4]:
         apply(pass_, model)
     with pytest.raises(
         InternalError,
@@ -284,7 +286,7 @@ def test_dead_code_cuts_what_no_output_needs() -> None:
 def test_attention_that_cannot_be_paged_is_an_error() -> None:
     """Without fused queries, keys and values there is no such node for the runtime."""
     model = models.load(llama(layers=1)).ir_model
-    for pass_ in pipeline.passes()[:3]:
+    for pass_ in pipeline.passes()[:4]:
         apply(pass_, model)
     model.metadata_props["ryzc.facts"] += ",qkv"
     with pytest.raises(InternalError, match="does not come from a joined linear layer"):

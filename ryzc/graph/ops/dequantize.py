@@ -63,6 +63,27 @@ _SHARED = (
         y = BitwiseOr (low, raised)
     }
     """,
+    # The first digits in base 3 of bytes that TQ1_0 packs: bytes uint8[N, B, R] times powers of 3 uint8[D, 1], of which
+    # a byte keeps what is not carried out yet -> uint8[N, B, D * R]
+    """
+    Digits (bytes, powers) => (y)
+    {
+        axis = Constant<value_ints = [2]> ()
+        each = Unsqueeze (bytes, axis)
+        wide = Cast<to = 4> (each)
+        powers16 = Cast<to = 4> (powers)
+        products = Mul (wide, powers16)
+        byte = Constant<value = uint16 {255}> ()
+        left = BitwiseAnd (products, byte)
+        three = Constant<value = uint16 {3}> ()
+        tripled = Mul (left, three)
+        eight = Constant<value = uint16 {8}> ()
+        carried = BitShift<direction = "RIGHT"> (tripled, eight)
+        digits = Cast<to = 2> (carried)
+        flat = Constant<value_ints = [0, 0, -1]> ()
+        y = Reshape (digits, flat)
+    }
+    """,
     # q f32[N, B, K/B] times scale f32[N, B, G], each over a group of equal size -> f32[N, B, G, K/B/G]
     """
     ByGroup (q, scale) => (y)
@@ -209,6 +230,21 @@ _Q3_K = """
     s = Sub (s_wide, offset)
 """
 
+_TQ2_0 = """
+    pairs = Constant<value = uint8[4, 1] {0, 2, 4, 6}> ()
+    q = ai.ryzc.BitFields<span = 32, mask = 3> (qs, pairs)
+"""
+
+# Five digits of 32 bytes, five of 16 and four of 4.
+_TQ1_0 = """
+    five = Constant<value = uint8[5, 1] {1, 3, 9, 27, 81}> ()
+    four = Constant<value = uint8[4, 1] {1, 3, 9, 27}> ()
+    first = ai.ryzc.Digits (qs, five)
+    second = ai.ryzc.Digits (qs16, five)
+    last = ai.ryzc.Digits (qh, four)
+    q = Concat<axis = 2> (first, second, last)
+"""
+
 # A row's scale, then four codes a byte, lowest bits first: stored uint8[N, 4 + K/4]. The bytes of the scale lie in
 # memory as those of a float32 do.
 _TERNARY = """
@@ -255,4 +291,6 @@ FUNCTIONS = (
         "q5_k", [("d", 2), ("m", 2), ("scales", 12), ("qh", 32), ("qs", 128)], _Q5_K, sub_scales=True, minimum="Sub"
     ),
     _dequantize("q6_k", [("ql", 128), ("qh", 64), ("scales", 16), ("d", 2)], _Q6_K, zero=32, sub_scales=True),
+    _dequantize("tq1_0", [("qs", 32), ("qs16", 16), ("qh", 4), ("d", 2)], _TQ1_0, zero=1),
+    _dequantize("tq2_0", [("qs", 64), ("d", 2)], _TQ2_0, zero=1),
 )

@@ -28,23 +28,27 @@ FUNCTIONS = (
         y = ai.ryzc.Gate<activation = @activation> (gate, up)
     }
     """,
-    # SwiGLU ("silu") and GeGLU ("gelu_tanh"): arXiv:2002.05202. The evaluator compares only strings of one
-    # numpy type, which passing through one tensor gives them.
+    # SwiGLU ("silu") and GeGLU ("gelu_tanh"): arXiv:2002.05202; squared ReLU ("relu2"): arXiv:2109.08668. The evaluator
+    # compares only strings of one numpy type, which passing through one tensor gives them.
     """
     Gate <activation> (gate, up) => (y)
     {
         wanted = Constant<value_string = @activation> ()
         one = Constant<value_ints = [1]> ()
         wanted1 = Reshape (wanted, one)
-        silu1 = Constant<value_strings = ["silu"]> ()
-        names = Concat<axis = 0> (wanted1, silu1)
-        sizes = Constant<value_ints = [1, 1]> ()
-        given, silu_name = Split<axis = 0> (names, sizes)
+        known = Constant<value_strings = ["silu", "relu2"]> ()
+        names = Concat<axis = 0> (wanted1, known)
+        sizes = Constant<value_ints = [1, 1, 1]> ()
+        given, silu_name, relu2_name = Split<axis = 0> (names, sizes)
         is_silu = Equal (given, silu_name)
+        is_relu2 = Equal (given, relu2_name)
         sigmoid = Sigmoid (gate)
         silu = Mul (gate, sigmoid)
+        relu = Relu (gate)
+        relu2 = Mul (relu, relu)
         gelu = ai.ryzc.GeluTanh (gate)
-        active = Where (is_silu, silu, gelu)
+        relu2_or_gelu = Where (is_relu2, relu2, gelu)
+        active = Where (is_silu, silu, relu2_or_gelu)
         y = Mul (active, up)
     }
     """,
