@@ -133,7 +133,12 @@ def build(
 
 
 def plan(
-    checkpoint: Checkpoint, *, activations: str = "int8", kv: str | None = None, observer: Observer | None = None
+    checkpoint: Checkpoint,
+    *,
+    activations: str = "int8",
+    kv: str | None = None,
+    ternary: str = "planes",
+    observer: Observer | None = None,
 ) -> Lowered:
     """The middle of a build: graph, passes and plan of a checkpoint, without code or packed weights."""
     if activations not in ("int8", "f32"):
@@ -145,7 +150,12 @@ def plan(
     reports = pipeline.run(semantic.ir_model, activations=activations, kv_dtype=kv_dtype, observer=observer)
     notes = {report.name: json.dumps(dict(report.figures), sort_keys=True) for report in reports}
     return lower(
-        semantic.ir_model, semantic.config, architecture=checkpoint.architecture, activations=activations, notes=notes
+        semantic.ir_model,
+        semantic.config,
+        architecture=checkpoint.architecture,
+        activations=activations,
+        ternary=ternary,
+        notes=notes,
     )
 
 

@@ -23,9 +23,11 @@ def write_bundle(
     target: str = "x86-64-v3",
     activations: str = "int8",
     kv: str | None = None,
+    ternary: str = "planes",
 ) -> Path:
     """Compile a checkpoint for one target; it gets no tokenizer."""
-    return write_lowered(plan(checkpoint, activations=activations, kv=kv), directory, target=target)
+    lowered = plan(checkpoint, activations=activations, kv=kv, ternary=ternary)
+    return write_lowered(lowered, directory, target=target)
 
 
 def write_lowered(lowered: Lowered, directory: Path, *, target: str) -> Path:

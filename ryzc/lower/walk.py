@@ -20,14 +20,18 @@ def lower(
     activations: str = "int8",
     max_tokens: int = MAX_TOKENS,
     max_rows: int = MAX_ROWS,
+    ternary: str = "planes",
     notes: Mapping[str, Parameter] | None = None,
 ) -> Lowered:
     """Plan the final graph of the pipeline.
 
+    Args:
+        ternary: how ternary weights are laid out, see :mod:`ryzc.formats.trits`.
+
     Raises:
         InternalError: where a node has no lowering.
     """
-    planner = Planner(facts, max_tokens, max_rows, activations, min(MAX_CANDIDATES, facts.vocab_size))
+    planner = Planner(facts, max_tokens, max_rows, activations, min(MAX_CANDIDATES, facts.vocab_size), ternary)
     for node in model.graph:
         handler = HANDLERS.get((node.domain, node.op_type))
         if handler is None:
