@@ -71,15 +71,15 @@ class BitLinear(Kernel):
 
     def methods(self, isa: Isa) -> tuple[str, ...]:
         if isa.registers == 32:
-            plain: tuple[str, ...] = ("direct-1x2", "direct-4x2", "direct-8x2", "panel-8x2", "panel-12x2")
+            plain: tuple[str, ...] = ("direct-4x2", "direct-12x2", "panel-8x2", "panel-12x2")
         else:
             plain = ("direct-1x4", "direct-2x2", "direct-4x2", "panel-4x2")
-        return (*plain, f"{plain[0]}-p2048")
+        return (*plain, *(f"{name}-p2048" for name in plain))
 
     def default_schedule(self, isa: Isa) -> tuple[str, ...]:
         if isa.registers == 32:
-            return ("1:direct-1x2", "15:direct-8x2", "512:panel-12x2")
-        return ("1:direct-1x4", "7:direct-4x2", "512:panel-4x2")
+            return ("32:direct-12x2-p2048", "512:panel-12x2")
+        return ("1:direct-1x4-p2048", "7:direct-4x2-p2048", "512:panel-4x2")
 
     def emit(self, module: ir.Module, isa: Isa, symbol: str) -> None:
         epilogue = Epilogue(self.epilogue, self.rows, self.out_stride)
@@ -277,6 +277,9 @@ class _Multiply:
             fn.store(fn.const(vec(I32, lanes), 0), self._at(token.index - first, row.index), align=4 * lanes)
         with fn.loop(0, count, longest) as stretch:
             some = fn.below(fn.i64(count) - stretch.index, longest)
+            if self.method.prefetch:
+                with fn.loop(0, some * WORD_BYTES, 64) as line:
+                    fn.prefetch(tile, stretch.index * WORD_BYTES, line.index, self.method.prefetch)
             with fn.loop(0, some) as word, fn.loop(0, TILE, lanes) as row:
                 codes = words.operands(words.load(tile, stretch.index + word.index, row.index), each)
                 for p, operand in enumerate(codes):
