@@ -2,8 +2,8 @@
 
 Every count and length is checked against the bytes that remain before anything is read or allocated, so
 a hostile file costs at most time and memory in proportion to its size. Tensors are read-only views of
-the mapped file, which must not be cut short while they are in use; those of type I2_S are copied. Source: the GGUF specification (ggml,
-docs/gguf.md), versions 2 and 3, little-endian.
+the mapped file, which must not be cut short while they are in use; those of type I2_S are copied.
+Source: the GGUF specification (ggml, docs/gguf.md), versions 2 and 3, little-endian.
 """
 
 from __future__ import annotations
