@@ -27,6 +27,12 @@ RANDOM = {
     "llama-1b-q4_k_m": ("LLAMA_3_2_1B", "q4_k_m"),
     "qwen3-0.6b-q4_k_m": ("QWEN3_0_6B", "q4_k_m"),
     "qwen3-0.6b-q8_0": ("QWEN3_0_6B", "q8_0"),
+    "bitnet-2b-tq1_0": ("BITNET_2B_4T", "tq1_0"),
+    "bitnet-2b-tq2_0": ("BITNET_2B_4T", "tq2_0"),
+    "bitnet-2b-i2_s": ("BITNET_2B_4T", "i2_s"),
+    "bitnet-135m-tq1_0": ("BITNET_135M", "tq1_0"),
+    "bitnet-135m-tq2_0": ("BITNET_135M", "tq2_0"),
+    "bitnet-135m-i2_s": ("BITNET_135M", "i2_s"),
 }
 NAMES = ("smollm2", *REQUANTIZED, "gemma3-270m", *RANDOM)
 

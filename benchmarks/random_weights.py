@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 
 import gguf
@@ -27,7 +28,8 @@ class Shape:
     """A model's numbers.
 
     Attributes:
-        architecture: as GGUF calls it; ``qwen3`` has norms on queries and keys.
+        architecture: as GGUF calls it; ``qwen3`` has norms on queries and keys, ``bitnet`` before output and down
+            projections.
         pre: its pre-tokenizer.
     """
 
@@ -47,13 +49,18 @@ class Shape:
 
 LLAMA_3_2_1B = Shape("llama", "llama-bpe", 16, 2048, 32, 8, 64, 8192, 128256, 131072, 500000.0, 1e-5)
 QWEN3_0_6B = Shape("qwen3", "qwen2", 28, 1024, 16, 8, 128, 3072, 151936, 40960, 1000000.0, 1e-6)
+BITNET_2B_4T = Shape("bitnet", "llama-bpe", 30, 2560, 20, 5, 128, 6912, 128256, 4096, 500000.0, 1e-5)
+"""Microsoft's BitNet b1.58 2B4T, gated by SiLU in place of a squared ReLU, because llama.cpp's ``bitnet`` is."""
+BITNET_135M = Shape("bitnet", "llama-bpe", 30, 768, 12, 4, 64, 2048, 49152, 8192, 100000.0, 1e-5)
+"""As deep and large as SmolLM2 135M, but 768 wide: its 576 are no multiple of the 256 weights of TQ1_0's blocks."""
 
 
 def write(path: Path, shape: Shape, mix: str) -> Path:
     """Write a model beside its place and rename it when it is whole.
 
     Args:
-        mix: ``q4_0`` (with a head in Q6_K), ``q8_0``, or ``q4_k_m``: as llama.cpp's quantizer mixes them.
+        mix: ``q4_0`` (with a head in Q6_K), ``q8_0``, or ``q4_k_m``: as llama.cpp's quantizer mixes them. ``tq1_0``,
+            ``tq2_0`` and ``i2_s``: ternary weights of the same values each, one scale a matrix, and a head in Q6_K.
     """
     rng = np.random.default_rng(0)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
@@ -73,6 +80,9 @@ def write(path: Path, shape: Shape, mix: str) -> Path:
             _vector(writer, rng, f"{at}.attn_q_norm", shape.head_dim)
             _vector(writer, rng, f"{at}.attn_k_norm", shape.head_dim)
         _matrix(writer, rng, f"{at}.attn_output", plain, shape.hidden, heads)
+        if shape.architecture == "bitnet":
+            _vector(writer, rng, f"{at}.attn_sub_norm", heads)
+            _vector(writer, rng, f"{at}.ffn_sub_norm", shape.feed_forward)
         _vector(writer, rng, f"{at}.ffn_norm", shape.hidden)
         _matrix(writer, rng, f"{at}.ffn_gate", plain, shape.feed_forward, shape.hidden)
         _matrix(writer, rng, f"{at}.ffn_up", plain, shape.feed_forward, shape.hidden)
@@ -104,7 +114,7 @@ def _metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
     writer.add_value_length(shape.head_dim)
     writer.add_layer_norm_rms_eps(shape.epsilon)
     writer.add_rope_freq_base(shape.rope_base)
-    if shape.architecture == "llama":
+    if shape.architecture in ("llama", "bitnet"):
         writer.add_rope_dimension_count(shape.head_dim)
         writer.add_vocab_size(shape.vocab)
     letters = _byte_letters()
@@ -132,17 +142,40 @@ def _vector(writer: gguf.GGUFWriter, rng: np.random.Generator, name: str, size: 
 def _matrix(
     writer: gguf.GGUFWriter, rng: np.random.Generator, name: str, format_: str, rows: int, columns: int
 ) -> None:
+    if format_ == "i2_s":
+        _i2_s(writer, rng, name, rows, columns)
+        return
     tile = stored(rng, format_, columns)
     repeated = np.broadcast_to(tile, (rows // TILE, *tile.shape))
     kind = gguf.GGMLQuantizationType[format_.upper()]
     writer.add_tensor(f"{name}.weight", repeated, raw_shape=(rows, tile.shape[1]), raw_dtype=kind)
 
 
+class _I2S(IntEnum):
+    """The tensor type that the ``gguf`` package does not know."""
+
+    I2_S = 36
+
+
+def _i2_s(writer: gguf.GGUFWriter, rng: np.random.Generator, name: str, rows: int, columns: int) -> None:
+    """As bitnet.cpp stores a matrix: 128 codes in 32 bytes, those of 32 elements in bits 6 and 7, and so on downwards."""
+    fmt = formats.get("tq2_0")
+    assert isinstance(fmt, AffineFormat)
+    codes = fmt.parse(stored(rng, "tq2_0", columns))
+    quarters = codes.q.reshape(-1, 4, 32)
+    packed = np.bitwise_or.reduce(quarters << np.array([6, 4, 2, 0], np.uint8)[:, None], axis=1).reshape(-1)
+    trailer = np.zeros(32, np.uint8)
+    trailer[:4] = codes.d[:1, 0].astype("<f4").view(np.uint8)
+    raw = np.concatenate([*[packed] * (rows // TILE), trailer])
+    writer.add_tensor_info(f"{name}.weight", (rows, columns), np.dtype(np.int8), raw.nbytes, raw_dtype=_I2S.I2_S)
+    writer.tensors[-1][f"{name}.weight"].tensor = raw
+
+
 def stored(rng: np.random.Generator, format_: str, columns: int) -> npt.NDArray[np.uint8]:
     """``uint8 [TILE, row_bytes]``: random codes of a format, weights of mean 0 and deviation ``1 / sqrt(columns)``."""
     fmt = formats.get(format_)
     assert isinstance(fmt, AffineFormat)
-    levels = 1 << sum(fmt.planes)
+    levels = 3 if format_ in ("tq1_0", "tq2_0") else 1 << sum(fmt.planes)
     factor = 1 << max(0, fmt.scale_bits - 1)  # of scales, and as large a one of minima
     scale = math.sqrt(12 / (levels**2 - 1) / columns)
 

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import gguf_writer
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 from tiny_models import EMPTY_VOCABULARY
 
 from ryzc import formats
-from ryzc.sources.checkpoint import Checkpoint, MetadataValue, StoredTensor
+from ryzc.sources.checkpoint import Checkpoint, MetadataValue, StoredTensor, Vocabulary
 
 F32 = npt.NDArray[np.float32]
 I8 = npt.NDArray[np.int8]
@@ -24,6 +25,7 @@ U8 = npt.NDArray[np.uint8]
 
 FORMATS = ("ternary", "tq1_0", "tq2_0", "f32", "f16", "bf16")
 """Formats of ryzc that keep ternary weights exactly."""
+VOCABULARY = Vocabulary("gpt2", "default", ("a", "b"), (1, 1), (), (), {})
 FLOAT_TYPES = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
 
 
@@ -45,6 +47,15 @@ class Matrix:
         signs = np.where(np.arange(self.trits.size).reshape(self.trits.shape) % 3 == 0, np.float32(-1), np.float32(1))
         size = np.where(self.trits == 0, signs * np.float32(0.25), self.trits * np.float32(1.75))
         return size * np.float32(self.scale)
+
+    @property
+    def i2_s(self) -> U8:
+        """A tensor of bitnet.cpp, its 32 last bytes being the scale and filling."""
+        groups = (self.trits + 1).astype(np.uint8).reshape(-1, 4, 32)
+        codes = groups[:, 0] << 6 | groups[:, 1] << 4 | groups[:, 2] << 2 | groups[:, 3]
+        trailer = np.full(32, 0xA5, np.uint8)
+        trailer[:4] = np.array([self.scale], "<f4").view(np.uint8)
+        return np.concatenate([codes.reshape(-1), trailer])
 
     def stored(self, format_: str) -> U8:
         """Rows of a format of ryzc that keeps the weights exactly."""
@@ -165,3 +176,15 @@ def checkpoint(
     return Checkpoint(
         Path(f"tiny-{architecture}.gguf"), architecture, keys, tensors, EMPTY_VOCABULARY, bit_linear=bit_linear
     )
+
+
+def write_gguf(
+    path: Path, made: Model, format_: str, architecture: str = "bitnet", vocabulary: Vocabulary = VOCABULARY
+) -> Path:
+    """The model as a GGUF file; ``format_`` is of layers: ``i2_s``, or one of GGUF's in :data:`FORMATS`."""
+    tensors = [gguf_writer.Tensor(f"{name}.weight", "f32", v.shape, v.tobytes()) for name, v in made.floats.items()]
+    for name, matrix in made.matrices.items():
+        data = matrix.i2_s if format_ == "i2_s" else matrix.stored(format_)
+        tensors.append(gguf_writer.Tensor(f"{name}.weight", format_, matrix.trits.shape, data))
+    keys = {**metadata(made.shape, architecture), **gguf_writer.vocabulary_keys(vocabulary)}
+    return gguf_writer.write(path, keys, tensors)

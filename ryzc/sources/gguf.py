@@ -2,12 +2,13 @@
 
 Every count and length is checked against the bytes that remain before anything is read or allocated, so
 a hostile file costs at most time and memory in proportion to its size. Tensors are read-only views of
-the mapped file, which must not be cut short while they are in use. Source: the GGUF specification (ggml,
-docs/gguf.md), versions 2 and 3, little-endian.
+the mapped file, which must not be cut short while they are in use; those of type I2_S are copied.
+Source: the GGUF specification (ggml, docs/gguf.md), versions 2 and 3, little-endian.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import stat
@@ -22,6 +23,7 @@ import numpy.typing as npt
 
 from ryzc import formats
 from ryzc.errors import SourceError, UnsupportedError
+from ryzc.sources import i2_s
 from ryzc.sources.checkpoint import Checkpoint, MetadataValue, StoredTensor, Vocabulary
 
 MAGIC: Final = b"GGUF"
@@ -39,10 +41,17 @@ GGML_TYPES: Final = {
     10: "q2_k", 11: "q3_k", 12: "q4_k", 13: "q5_k", 14: "q6_k", 15: "q8_k", 16: "iq2_xxs", 17: "iq2_xs",
     18: "iq3_xxs", 19: "iq1_s", 20: "iq4_nl", 21: "iq3_s", 22: "iq2_s", 23: "iq4_xs", 24: "i8", 25: "i16",
     26: "i32", 27: "i64", 28: "f64", 29: "iq1_m", 30: "bf16", 31: "q4_0_4_4", 32: "q4_0_4_8", 33: "q4_0_8_8",
-    34: "tq1_0", 35: "tq2_0", 36: "iq4_nl_4_4", 37: "iq4_nl_4_8", 38: "iq4_nl_8_8", 39: "mxfp4", 40: "nvfp4",
+    34: "tq1_0", 35: "tq2_0", 36: "i2_s", 37: "iq4_nl_4_8", 38: "iq4_nl_8_8", 39: "mxfp4", 40: "nvfp4",
     41: "q1_0",
 }  # fmt: skip
-"""Names of the tensor types that the specification knows; those without a format of ours are refused by name."""
+"""Names of the tensor types that the specification knows; those without a format of ours are refused by name.
+
+36 was an order of IQ4_NL for a short time, of which no files are around. bitnet.cpp uses it for I2_S.
+"""
+
+I2_S: Final = "i2_s"
+TERNARY: Final = "ternary"
+"""The format that I2_S becomes; only models of BitNet layers are stored so."""
 
 _LOOKALIKES: Final = {
     b"vers": "a Git LFS pointer instead of the file itself",
@@ -94,6 +103,7 @@ def read(path: str | Path) -> Checkpoint:
         vocabulary=_vocabulary(path, metadata),
         chat_template=None if template is None else _typed(path, metadata, "tokenizer.chat_template", str),
         provenance={"file": path.name, "bytes": len(data)},
+        bit_linear="packed" if any(tensor.format == TERNARY for tensor in tensors.values()) else None,
     )
 
 
@@ -269,13 +279,11 @@ class _Entry:
     shape: tuple[int, ...]
     offset: int
     row_bytes: int
+    trailer: int = 0
 
     @property
     def bytes(self) -> int:
-        count = self.row_bytes
-        for rows in self.shape[:-1]:
-            count *= rows
-        return count
+        return self.row_bytes * math.prod(self.shape[:-1]) + self.trailer
 
 
 def _tensors(cursor: _Cursor, data: npt.NDArray[np.uint8], count: int, alignment: int) -> Mapping[str, StoredTensor]:
@@ -296,15 +304,16 @@ def _tensors(cursor: _Cursor, data: npt.NDArray[np.uint8], count: int, alignment
             raise cursor.damaged(f"tensor {_short(entry.name)} ends at byte {end}, past the file's {len(data)}")
     if size > _aligned(last_end, alignment):
         raise cursor.damaged(f"{size - last_end} bytes follow the last tensor, and nothing accounts for them")
-    return {
-        e.name: StoredTensor(
-            e.name,
-            e.format,
-            e.shape,
-            data[start + e.offset : start + e.offset + e.bytes].reshape(*e.shape[:-1], e.row_bytes),
-        )
-        for e in entries.values()
-    }
+    return {e.name: _stored(cursor, e, data[start + e.offset : start + e.offset + e.bytes]) for e in entries.values()}
+
+
+def _stored(cursor: _Cursor, entry: _Entry, raw: npt.NDArray[np.uint8]) -> StoredTensor:
+    if entry.format != I2_S:
+        return StoredTensor(entry.name, entry.format, entry.shape, raw.reshape(*entry.shape[:-1], entry.row_bytes))
+    try:
+        return StoredTensor(entry.name, TERNARY, entry.shape, i2_s.to_ternary(raw, entry.shape))
+    except ValueError as error:
+        raise cursor.damaged(f"tensor {_short(entry.name)}: {error}") from error
 
 
 def _aligned(offset: int, alignment: int) -> int:
@@ -324,20 +333,29 @@ def _entry(cursor: _Cursor, index: int, alignment: int) -> _Entry:
     if kind not in GGML_TYPES:
         raise UnsupportedError(
             f"{cursor.path}: {what} has the tensor type {kind}, which ryzc does not know",
-            hint=f"ryzc reads {', '.join(formats.names())}",
+            hint=f"ryzc reads {', '.join(_known())}",
         )
-    if GGML_TYPES[kind] not in formats.names():
+    if GGML_TYPES[kind] not in _known():
         raise UnsupportedError(
             f"{cursor.path}: {what} is stored as {GGML_TYPES[kind]}, which ryzc does not read",
-            hint=f"requantize the model to one of {', '.join(formats.names())}",
+            hint=f"requantize the model to one of {', '.join(_known())}",
         )
     if offset % alignment:
         raise cursor.damaged(f"{what} starts at {offset}, which is not aligned to {alignment}")
+    if GGML_TYPES[kind] == I2_S:
+        if math.prod(shape) % i2_s.GROUP or shape[-1] % formats.get(TERNARY).block:
+            raise cursor.damaged(f"{what}: {list(shape)} elements are not whole groups of I2_S")
+        return _Entry(name, I2_S, shape, offset, shape[-1] // 4, i2_s.TRAILER)
     try:
         row_bytes = formats.get(GGML_TYPES[kind]).row_bytes(shape[-1])
     except ValueError as error:
         raise cursor.damaged(f"{what}: {error}") from error
     return _Entry(name, GGML_TYPES[kind], shape, offset, row_bytes)
+
+
+def _known() -> list[str]:
+    """The tensor types that are read."""
+    return sorted({*GGML_TYPES.values()} & {*formats.names(), I2_S})
 
 
 _TYPE_NAMES = {str: "text", int: "whole number", bool: "truth value", float: "number", list: "list"}

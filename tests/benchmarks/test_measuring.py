@@ -18,6 +18,10 @@ from benchmarks.workload import parse
 from ryzc import formats, sources
 from ryzc.bundle.plan import Plan
 from ryzc.compiler import plan
+from ryzc.graph import nodes
+from ryzc.models import load
+from ryzc.passes.pass_ import apply
+from ryzc.passes.ternarize import Ternarize
 from ryzc.runtime import bench
 from ryzc.runtime.bench import Work
 
@@ -139,7 +143,7 @@ def test_a_picture_is_drawn(tmp_path: Path) -> None:
     assert "<svg" in drawn[1].read_text()
 
 
-@pytest.mark.parametrize("name", ["q4_0", "q8_0", "q4_k", "q6_k"])
+@pytest.mark.parametrize("name", ["q4_0", "q8_0", "q4_k", "q6_k", "tq1_0", "tq2_0"])
 def test_random_weights_are_sane(name: str) -> None:
     stored = random_weights.stored(np.random.default_rng(1), name, 512)
     weights = formats.get(name).decode(stored)
@@ -156,6 +160,18 @@ def test_ryzc_reads_what_is_written(architecture: str, mix: str, tmp_path: Path)
     assert (made.vocab_size, made.context_length) == (shape.vocab, shape.context)
     names = {tensor.format for tensor in checkpoint.tensors.values()}
     assert names == {"f32", "q4_k", "q6_k"} if mix == "q4_k_m" else {"f32", "q8_0"}
+
+
+def test_ternary_models_of_all_mixes_are_the_same(tmp_path: Path) -> None:
+    shape = random_weights.Shape(**{**vars(SMALL), "architecture": "bitnet"})
+    rows = []
+    for mix in ("tq1_0", "tq2_0", "i2_s"):
+        graph = load(sources.open(random_weights.write(tmp_path / f"{mix}.gguf", shape, mix))).ir_model
+        apply(Ternarize(), graph)
+        stored = [nodes.operand(n, 0).const_value for n in nodes.nodes(graph.graph, "Dequantize_ternary")]
+        rows.append([tensor.numpy().tobytes() for tensor in stored if tensor is not None])
+    assert len(rows[0]) == 14
+    assert rows[0] == rows[1] == rows[2]
 
 
 def test_an_engine_of_ours(tmp_path: Path) -> None:
