@@ -70,7 +70,7 @@ class Comparison:
         }
         with ExitStack() as stack:
             for name in names:
-                path = bundle if peers.is_ours(name) else model
+                path = bundle if peers.is_ours(name) else models.for_engine(model, name)
                 try:
                     self.workers.append(stack.enter_context(Worker(name, path, threads=threads, **room)))
                 except (PeerError, FileNotFoundError) as error:

@@ -30,10 +30,14 @@ RANDOM = {
     "bitnet-2b-tq1_0": ("BITNET_2B_4T", "tq1_0"),
     "bitnet-2b-tq2_0": ("BITNET_2B_4T", "tq2_0"),
     "bitnet-2b-i2_s": ("BITNET_2B_4T", "i2_s"),
+    "bitnet-2b-iq2_bn": ("BITNET_2B_4T", "iq2_bn"),
     "bitnet-135m-tq1_0": ("BITNET_135M", "tq1_0"),
     "bitnet-135m-tq2_0": ("BITNET_135M", "tq2_0"),
     "bitnet-135m-i2_s": ("BITNET_135M", "i2_s"),
+    "bitnet-135m-iq2_bn": ("BITNET_135M", "iq2_bn"),
 }
+OWN = {"ik_llama_cpp": ("-tq2_0", "-iq2_bn")}
+"""Engines that keep some weights in a format of their own: what stands for what in a model's name."""
 NAMES = ("smollm2", *REQUANTIZED, "gemma3-270m", *RANDOM)
 
 
@@ -74,6 +78,13 @@ def find(name: str) -> Model:
         else:
             _requantize(pull("smollm2"), place, REQUANTIZED[name])
     return Model(name, place, name in REQUANTIZED)
+
+
+def for_engine(model: Path, engine: str) -> Path:
+    """The file that an engine gets: the same weights in its own format, where it has one for a random model."""
+    known, own = OWN.get(engine.removesuffix("_avx2"), ("", ""))
+    name = model.stem.replace(known, own) if known else model.stem
+    return find(name).path if model.stem in RANDOM and name in RANDOM else model
 
 
 def bundle(model: Path, names: Sequence[str]) -> Path:

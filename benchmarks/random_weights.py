@@ -60,7 +60,8 @@ def write(path: Path, shape: Shape, mix: str) -> Path:
 
     Args:
         mix: ``q4_0`` (with a head in Q6_K), ``q8_0``, or ``q4_k_m``: as llama.cpp's quantizer mixes them. ``tq1_0``,
-            ``tq2_0`` and ``i2_s``: ternary weights of the same values each, one scale a matrix, and a head in Q6_K.
+            ``tq2_0``, ``i2_s`` and ik_llama.cpp's ``iq2_bn``: ternary weights of the same values each, one scale a
+            matrix, and a head in Q6_K.
     """
     rng = np.random.default_rng(0)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
@@ -142,8 +143,8 @@ def _vector(writer: gguf.GGUFWriter, rng: np.random.Generator, name: str, size: 
 def _matrix(
     writer: gguf.GGUFWriter, rng: np.random.Generator, name: str, format_: str, rows: int, columns: int
 ) -> None:
-    if format_ == "i2_s":
-        _i2_s(writer, rng, name, rows, columns)
+    if format_ in _UNKNOWN:
+        _UNKNOWN[format_](writer, rng, name, rows, columns)
         return
     tile = stored(rng, format_, columns)
     repeated = np.broadcast_to(tile, (rows // TILE, *tile.shape))
@@ -151,24 +152,45 @@ def _matrix(
     writer.add_tensor(f"{name}.weight", repeated, raw_shape=(rows, tile.shape[1]), raw_dtype=kind)
 
 
-class _I2S(IntEnum):
-    """The tensor type that the ``gguf`` package does not know."""
+class _Type(IntEnum):
+    """Tensor types that the ``gguf`` package does not know."""
 
     I2_S = 36
+    IQ2_BN = 135
 
 
 def _i2_s(writer: gguf.GGUFWriter, rng: np.random.Generator, name: str, rows: int, columns: int) -> None:
-    """As bitnet.cpp stores a matrix: 128 codes in 32 bytes, those of 32 elements in bits 6 and 7, and so on downwards."""
-    fmt = formats.get("tq2_0")
-    assert isinstance(fmt, AffineFormat)
-    codes = fmt.parse(stored(rng, "tq2_0", columns))
+    """As bitnet.cpp stores a matrix: 128 codes in 32 bytes, 32 of them in bits 6 and 7, and so on downwards."""
+    codes = _ternary_codes(rng, columns)
     quarters = codes.q.reshape(-1, 4, 32)
     packed = np.bitwise_or.reduce(quarters << np.array([6, 4, 2, 0], np.uint8)[:, None], axis=1).reshape(-1)
     trailer = np.zeros(32, np.uint8)
     trailer[:4] = codes.d[:1, 0].astype("<f4").view(np.uint8)
     raw = np.concatenate([*[packed] * (rows // TILE), trailer])
-    writer.add_tensor_info(f"{name}.weight", (rows, columns), np.dtype(np.int8), raw.nbytes, raw_dtype=_I2S.I2_S)
+    _raw(writer, name, rows, columns, raw, _Type.I2_S)
+
+
+def _iq2_bn(writer: gguf.GGUFWriter, rng: np.random.Generator, name: str, rows: int, columns: int) -> None:
+    """As ik_llama.cpp stores a matrix: rows of a float32 scale and 64 codes in 16 bytes, the first in the low bits."""
+    codes = _ternary_codes(rng, columns)
+    quarters = codes.q.reshape(TILE, -1, 4, 16)
+    packed = np.bitwise_or.reduce(quarters << np.array([0, 2, 4, 6], np.uint8)[:, None], axis=2).reshape(TILE, -1)
+    tile = np.concatenate([codes.d[:, :1].astype("<f4").view(np.uint8), packed], axis=1)
+    _raw(writer, name, rows, columns, np.concatenate([tile] * (rows // TILE)).reshape(-1), _Type.IQ2_BN)
+
+
+def _ternary_codes(rng: np.random.Generator, columns: int) -> Codes:
+    fmt = formats.get("tq2_0")
+    assert isinstance(fmt, AffineFormat)
+    return fmt.parse(stored(rng, "tq2_0", columns))
+
+
+def _raw(writer: gguf.GGUFWriter, name: str, rows: int, columns: int, raw: npt.NDArray[np.uint8], kind: _Type) -> None:
+    writer.add_tensor_info(f"{name}.weight", (rows, columns), np.dtype(np.int8), raw.nbytes, raw_dtype=kind)
     writer.tensors[-1][f"{name}.weight"].tensor = raw
+
+
+_UNKNOWN = {"i2_s": _i2_s, "iq2_bn": _iq2_bn}
 
 
 def stored(rng: np.random.Generator, format_: str, columns: int) -> npt.NDArray[np.uint8]:
