@@ -20,7 +20,7 @@ from ryzc import targets as target_table
 from ryzc.bundle import tuning
 from ryzc.errors import QualityError, UsageError
 from ryzc.kv_formats import KV_FORMATS
-from ryzc.lower import Lowered, lower, shared_object, tuner
+from ryzc.lower import Lowered, layouts, lower, shared_object, tuner
 from ryzc.lower.weights import Produce
 from ryzc.passes import pipeline
 from ryzc.runtime import kv_quality
@@ -50,6 +50,7 @@ def build(
     activations: str = "int8",
     tune: bool = False,
     kv: str | None = None,
+    ternary: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
     observer: Observer | None = None,
@@ -64,6 +65,8 @@ def build(
         tune: measure on this CPU which method each kernel takes, for some seconds; changes speed, no bits.
         kv: how keys and values are kept, see :mod:`ryzc.kv_formats`; by default ``f16``, or ``f32`` beside activations
             of f32. What keeps them as codes is tried first: see :mod:`ryzc.runtime.kv_quality`.
+        ternary: layout of ternary weights, see :mod:`ryzc.formats.trits`; by default what is faster on this CPU where
+            the build is tuned, else ``planes``.
         force: build even where keys and values as asked for cost more than their bound, and do not try.
         progress: called as stages advance.
         observer: called with the graph after every pass.
@@ -90,7 +93,8 @@ def build(
     tell("read", 1, 1)
 
     tell("plan", 0, 1)
-    lowered = plan(checkpoint, activations=activations, kv=kv, observer=observer)
+    planned = partial(plan, checkpoint, activations=activations, kv=kv)
+    lowered = planned(ternary=ternary or layouts.USUAL, observer=observer)
     tell("plan", 1, 1)
 
     found = {}
@@ -99,7 +103,10 @@ def build(
 
     files = {}
     if tune:
-        lowered, record = tuner.tune(lowered, chosen[0], lambda done, total: tell("tune", done, total))
+        laid_out = () if ternary else _choose_layouts(lowered, planned, chosen[0])
+        if laid_out:
+            lowered = planned(ternary=layouts.by_shape(laid_out))
+        lowered, record = tuner.tune(lowered, chosen[0], lambda done, total: tell("tune", done, total), laid_out)
         files[tuning.FILE] = tuning.to_json(record).encode()
 
     kernels = {}
@@ -137,7 +144,7 @@ def plan(
     *,
     activations: str = "int8",
     kv: str | None = None,
-    ternary: str = "planes",
+    ternary: layouts.Layouts | str = layouts.USUAL,
     observer: Observer | None = None,
 ) -> Lowered:
     """The middle of a build: graph, passes and plan of a checkpoint, without code or packed weights."""
@@ -156,6 +163,16 @@ def plan(
         activations=activations,
         ternary=ternary,
         notes=notes,
+    )
+
+
+def _choose_layouts(
+    lowered: Lowered, planned: Callable[..., Lowered], target: target_table.Target
+) -> tuple[tuning.LayoutChoice, ...]:
+    """Measure how ternary weights should lie, on as many threads as the model will run on."""
+    cpu = target_table.detect()
+    return layouts.choose(
+        lambda layout: planned(ternary=layout), target, cpu.threads, tuner.cold_bytes(lowered.plan, cpu)
     )
 
 

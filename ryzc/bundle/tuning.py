@@ -64,6 +64,26 @@ class TunedKernel:
 
 
 @dataclass(frozen=True)
+class LayoutChoice:
+    """How ternary weights of a shape lie, as measured at one token by some threads at once.
+
+    Attributes:
+        symbol: a kernel that reads such weights.
+        rows, columns: their shape.
+        threads: that shared the work.
+        trials: one a layout (their ``method``), see :mod:`ryzc.formats.trits`.
+        chosen: of these threads; a model takes the choice of the most.
+    """
+
+    symbol: str
+    rows: int
+    columns: int
+    threads: int
+    trials: tuple[Trial, ...]
+    chosen: str
+
+
+@dataclass(frozen=True)
 class Tuning:
     """The tuner's record.
 
@@ -72,12 +92,14 @@ class Tuning:
         target: the target that was tuned.
         cold_bytes: weights were read in turn from a region of this size.
         kernels: those that have several methods.
+        layouts: of ternary weights.
     """
 
     cpu: str
     target: str
     cold_bytes: int
     kernels: tuple[TunedKernel, ...]
+    layouts: tuple[LayoutChoice, ...]
 
 
 def to_json(tuning: Tuning) -> str:

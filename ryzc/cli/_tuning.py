@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ryzc.bundle.tuning import Choice, Tuning
 
 _HEADINGS = ["batch", "chosen", "µs", "default", "µs", "gain", "of bandwidth", "of int8 peak", "tried"]
+_LAYOUT_HEADINGS = ["shape", "threads", "chosen", "µs", "gain"]
 
 
 def read(bundle: Bundle) -> Tuning:
@@ -41,6 +42,17 @@ def report(tuning: Tuning) -> dict[str, Any]:
             }
             for kernel in tuning.kernels
         ],
+        "layouts": [
+            {
+                "symbol": choice.symbol,
+                "rows": choice.rows,
+                "columns": choice.columns,
+                "threads": choice.threads,
+                "chosen": choice.chosen,
+                "ns": {trial.method: trial.ns for trial in choice.trials},
+            }
+            for choice in tuning.layouts
+        ],
     }
 
 
@@ -65,7 +77,17 @@ def text(found: dict[str, Any]) -> str:
     lines = [f"tuned for {found['target']} on {found['cpu']}: one thread, weights read in turn from {cold}"]
     for kernel in found["kernels"]:
         lines += ["", kernel["symbol"], _terminal.table([_HEADINGS, *map(_row, kernel["choices"])], indent="  ")]
+    if found["layouts"]:
+        lines += ["", "layouts of ternary weights, one token on so many threads"]
+        lines += [_terminal.table([_LAYOUT_HEADINGS, *map(_layout_row, found["layouts"])], indent="  ")]
     return "\n".join(lines)
+
+
+def _layout_row(choice: dict[str, Any]) -> list[str]:
+    times = choice["ns"]
+    shown = ", ".join(f"{name} {ns / 1000:.1f}" for name, ns in times.items())
+    gain = times["planes"] / times[choice["chosen"]]
+    return [f"{choice['rows']} × {choice['columns']}", str(choice["threads"]), choice["chosen"], shown, f"{gain:.2f}×"]
 
 
 def _row(choice: dict[str, Any]) -> list[str]:

@@ -36,9 +36,21 @@ from ryzc.kv_formats import KV_FORMATS
     " 0.5 %, 0.5 %) is refused: 24 windows of 512 tokens are compared with f16 (about 20 s for 135M parameters on one"
     " thread).",
 )
+@click.option(
+    "--ternary",
+    type=click.Choice(["planes", "dense"]),
+    help="How ternary weights lie: 2 bits each, or 1.6 that take more work; by default planes, or what --tune finds.",
+)
 @click.option("--force", is_flag=True, help="Take --kv at any cost, and skip the comparison.")
 def command(
-    source: str, output: Path | None, target: str, activations: str, tune: bool, kv: str | None, force: bool
+    source: str,
+    output: Path | None,
+    target: str,
+    activations: str,
+    tune: bool,
+    kv: str | None,
+    ternary: str | None,
+    force: bool,
 ) -> None:
     """Compile a model into a bundle.
 
@@ -52,6 +64,14 @@ def command(
     here = local(source)
     with _terminal.progress(STAGES) as update:
         bundle = build(
-            here, output, targets=names, activations=activations, kv=kv, force=force, tune=tune, progress=update
+            here,
+            output,
+            targets=names,
+            activations=activations,
+            kv=kv,
+            ternary=ternary,
+            force=force,
+            tune=tune,
+            progress=update,
         )
     click.echo(bundle)

@@ -359,7 +359,7 @@ def _multiply(
 def _packed(group: Sequence[Matrix], planner: Planner) -> PackedWeight:
     """Matrices of one format under one another."""
     rows, columns, name = sum(m.rows for m in group), group[0].columns, group[0].format
-    layout = planner.ternary_layout if isinstance(formats.get(name), TernaryFormat) else "tiles"
+    layout = planner.ternary_layout(rows, columns) if isinstance(formats.get(name), TernaryFormat) else "tiles"
     return PackedWeight(
         name="+".join(m.name for m in group),
         sources=tuple(m.name for m in group),

@@ -72,7 +72,7 @@ class Planner:
     max_rows: int
     activations: str
     max_candidates: int
-    ternary_layout: str = "planes"
+    ternary: Mapping[tuple[int, int], str] | str = "planes"
     page_tokens: int = 0
     kv_dtype: str = ""
     phases: list[list[Call]] = field(default_factory=list)
@@ -149,6 +149,10 @@ class Planner:
         return self.max_tokens, "token_count"
 
     # --- weights ----------------------------------------------------------------------------
+
+    def ternary_layout(self, rows: int, columns: int) -> str:
+        """How packed ternary weights of a shape lie."""
+        return self.ternary if isinstance(self.ternary, str) else self.ternary.get((rows, columns), "planes")
 
     def weight(self, packed: PackedWeight, produce: Produce) -> Operand:
         """The operand for a packed weight; equal names are packed once."""

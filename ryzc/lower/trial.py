@@ -12,6 +12,7 @@ import ctypes
 import mmap
 import os
 import statistics
+import threading
 import time
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeAlias
@@ -161,6 +162,30 @@ class Trial:
             round(self._subject.weight.bytes * statistics.median(reads)),
             round(self._subject.macs * batch * statistics.median(peaks)),
         )
+
+    def together(self, method: str, threads: int) -> float:
+        """Nanoseconds of a call at one token whose work so many threads share, all of them at it at once."""
+        pieces = self._copies * threads
+        entry = self._entries[method]
+        self._call(method, 1, 1, 1)  # which also says that there is one token
+        calls = max(1, 8 * SAMPLE_NS // max(1, self._call(method, 1, 1, threads)))
+        start_at, self._at = self._at, self._at + calls  # go on where the last call ended, in memory not just read
+        meet, ended = threading.Barrier(threads), [0] * threads
+
+        def work(number: int) -> None:
+            first = (start_at + pieces * number // threads) % pieces
+            meet.wait()
+            start = time.perf_counter_ns()
+            self._code.repeat(entry, self._context.ctypes.data, calls, first, pieces, threads, self._table.ctypes.data)
+            ended[number] = time.perf_counter_ns() - start
+
+        workers = [threading.Thread(target=work, args=(number,)) for number in range(1, threads)]
+        for worker in workers:
+            worker.start()
+        work(0)
+        for worker in workers:
+            worker.join()
+        return max(ended) / calls
 
     def _shares(self, batch: int) -> int:
         return max(1, min(self._subject.macs * batch // LARGEST_CALL, self._subject.weight.rows // 64))

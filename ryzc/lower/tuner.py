@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from ryzc import targets
 from ryzc.bundle.plan import Call, KernelSpec, PackedWeight, Plan
-from ryzc.bundle.tuning import Choice, TunedKernel, Tuning
+from ryzc.bundle.tuning import Choice, LayoutChoice, TunedKernel, Tuning
 from ryzc.bundle.tuning import Trial as Record
 from ryzc.codegen import isa as instruction_sets
 from ryzc.codegen.isa import Isa
@@ -55,13 +55,16 @@ def check(chosen: Sequence[Target]) -> None:
         )
 
 
-def tune(lowered: Lowered, target: Target, tell: Tell) -> tuple[Lowered, Tuning]:
+def tune(
+    lowered: Lowered, target: Target, tell: Tell, layouts: tuple[LayoutChoice, ...] = ()
+) -> tuple[Lowered, Tuning]:
     """Measure every kernel that has several methods, and give the plan the schedules that came out.
 
     Args:
         lowered: plan and weights; each kernel is tried on the first of the weights that it reads.
         target: the only one that the plan will be compiled for; see :func:`check`.
         tell: called with the batch sizes that are done and how many there are in all.
+        layouts: how ternary weights were laid out before, for the record.
 
     Raises:
         InternalError: where two methods do not give the same bits.
@@ -82,7 +85,7 @@ def tune(lowered: Lowered, target: Target, tell: Tell) -> tuple[Lowered, Tuning]
     for spec, call, weight, methods in found:
         packed = next(produce for known, produce in lowered.weights if known.name == weight.name)()
         tuned.append(_tune(Subject(plan, spec, call, weight, packed, methods), target, cold, told))
-    return replace(lowered, plan=scheduled(plan, tuned)), Tuning(cpu.name, target.name, cold, tuple(tuned))
+    return replace(lowered, plan=scheduled(plan, tuned)), Tuning(cpu.name, target.name, cold, tuple(tuned), layouts)
 
 
 def _tune(subject: Subject, target: Target, cold: int, told: Callable[[], None]) -> TunedKernel:

@@ -20,13 +20,13 @@ def lower(
     activations: str = "int8",
     max_tokens: int = MAX_TOKENS,
     max_rows: int = MAX_ROWS,
-    ternary: str = "planes",
+    ternary: Mapping[tuple[int, int], str] | str = "planes",
     notes: Mapping[str, Parameter] | None = None,
 ) -> Lowered:
     """Plan the final graph of the pipeline.
 
     Args:
-        ternary: how ternary weights are laid out, see :mod:`ryzc.formats.trits`.
+        ternary: how ternary weights are laid out (see :mod:`ryzc.formats.trits`): all alike, or by rows and columns.
 
     Raises:
         InternalError: where a node has no lowering.

@@ -256,7 +256,8 @@ def test_a_real_tuning(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_records_are_checked() -> None:
     choice = Choice(1, 5, 6, (Record("a", 10), Record("b", 9)), "a", "b")
-    record = Tuning("cpu", "znver4", 64, (tuning.TunedKernel("k", (choice,), ("1:b",)),))
+    layout = tuning.LayoutChoice("k", 96, 64, 2, (Record("planes", 9), Record("dense", 8)), "dense")
+    record = Tuning("cpu", "znver4", 64, (tuning.TunedKernel("k", (choice,), ("1:b",)),), (layout,))
     assert tuning.from_json(tuning.to_json(record)) == record
     for damage in (
         replace(choice, chosen="c"),

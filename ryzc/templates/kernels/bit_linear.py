@@ -22,6 +22,7 @@ from llvmlite import ir
 
 from ryzc.codegen.isa import Isa
 from ryzc.codegen.vector import F32, I8, I32, Function, Value, vec
+from ryzc.errors import UnsupportedError
 from ryzc.formats import TernaryFormat
 from ryzc.formats.lanes import TILE
 from ryzc.formats.trits import ELEMENTS, SCALE_BYTES, WORD_BYTES, tile_bytes
@@ -82,6 +83,11 @@ class BitLinear(Kernel):
         return ("1:direct-1x4-p2048", "7:direct-4x2-p2048", "512:panel-4x2")
 
     def emit(self, module: ir.Module, isa: Isa, symbol: str) -> None:
+        if self.layout not in layouts(isa):
+            raise UnsupportedError(
+                f"{self.layout} ternary weights have no kernel for {isa.name}",
+                hint="build with --ternary planes, which every target reads",
+            )
         epilogue = Epilogue(self.epilogue, self.rows, self.out_stride)
         fn = begin(module, symbol, self.operands)
         weights, codes, records, out = (fn.args[o] for o in self.operands)
