@@ -37,6 +37,16 @@ SPIN_PAUSES = 20_000
 """Pauses an idle worker makes before it sleeps: a few times what the caller needs between steps."""
 
 
+def _word(name: str) -> int:
+    """Which 64-bit word of the context a member is."""
+    return abi.BY_NAME[name].offset >> 3
+
+
+_TOKEN_COUNT, _ROW_COUNT, _CANDIDATE_COUNT, _THREADS = map(
+    _word, ("token_count", "row_count", "candidate_count", "threads")
+)
+
+
 class StepResult(NamedTuple):
     """What a step says about the rows that were asked for; valid until the next step.
 
@@ -161,7 +171,7 @@ class CompiledModel:
         return logits
 
     def _set(self, name: str, value: int) -> None:
-        self._words[abi.BY_NAME[name].offset >> 3] = value
+        self._words[_word(name)] = value
 
     def _set_up_context(self, batch: Sequence[I32]) -> list[npt.NDArray[Any]]:
         """Fill in all that stays the same from step to step; returns the memory that the context points to."""
@@ -182,6 +192,8 @@ class CompiledModel:
         }
         for name, region in pointers.items():
             self._set(name, region.ctypes.data)
+        # Read as unsigned, what is below 0 is above every page: one look at a table finds both.
+        self._unsigned_table = self.page_table.view(np.uint32)
         self._set("spin", SPIN_PAUSES)
         self._set("page_table_stride", self.page_table.shape[1])
         self._bind_adjustments()
@@ -230,12 +242,11 @@ class CompiledModel:
             count, r = len(batch[0]), len(rows)
             for target, values in zip(self._inputs, (*batch, rows), strict=True):
                 target[: len(values)] = values
-            self._set("token_count", count)
-            self._set("row_count", r)
-            self._set("candidate_count", candidates)
+            words = self._words
+            words[_TOKEN_COUNT], words[_ROW_COUNT], words[_CANDIDATE_COUNT] = count, r, candidates
             if self.row_parameters.generation != self._bound:
                 self._bind_adjustments()
-            self._set("threads", self._neighbours.threads())
+            words[_THREADS] = self._neighbours.threads()
             start = time.perf_counter()
             self._step(self._address)
             seconds = time.perf_counter() - start
@@ -294,8 +305,7 @@ class CompiledModel:
             raise UsageError(f"rows must be in 0 .. {count - 1}")
         # Attention reads every page of a sequence up to its last position. One look at all of them usually shows that
         # there is nothing to see; what lies behind a shorter sequence's end may be anything.
-        used = self.page_table[:, : high // self.page_tokens + 1]
-        if used.min() < 0 or used.max() >= self.pages:
+        if self._unsigned_table[:, : high // self.page_tokens + 1].max() >= self.pages:
             self._check_pages(np.asarray(places), np.asarray(owners))
         return batch, wanted
 
