@@ -170,7 +170,8 @@ def table(found: dict[str, dict[str, float]], conditions: str) -> str:
     """Markdown of what :func:`run` gives, a column a server."""
     first = next(iter(found))
     lines = [f"| | {' | '.join(found)} |", f"|---|{'--:|' * len(found)}"]
-    lines += [f"| {row} | {' | '.join(f'{each[row]:,}' for each in found.values())} |" for row in Seen().figures()]
+    shared = [row for row in found[first] if all(row in each for each in found.values())]
+    lines += [f"| {row} | {' | '.join(f'{each[row]:,}' for each in found.values())} |" for row in shared]
     ratios = [each.get(f"{first} ÷ {name}") for name, each in found.items()]
     lines.append(f"| **{first} ÷ this, tok/s** | {' | '.join(f'**{r}×**' if r else '' for r in ratios)} |")
     facts = machine.facts()

@@ -34,7 +34,7 @@ from benchmarks.serve_load import ASKS, TOPICS, events, totals
 from ryzc.runtime.engine import Engine
 from ryzc.runtime.sampling import SamplingParams
 
-TURNS, CONTEXT = 4, 1024
+TURNS, CONTEXT = 2, 1024
 LEAST, MOST = 64, 128
 TEMPERATURE = 0.7
 
