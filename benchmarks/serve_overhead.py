@@ -3,7 +3,8 @@
 Chats are held once over HTTP and written down: prompts in messages and in tokens, seeds, lengths. A round replays all
 of them through an engine in a process of its own, in which nothing else happens, and through ``ryzc serve``, where
 clients read every answer as a stream; both engines have one thread, guess nothing ahead, and make the same tokens.
-Costs are taken within a round, their medians count. The client has the last CPU. The server is measured in two places:
+Ratios are taken within a round, their medians count; CPU time of the server's threads but the engine's is what serving
+costs, whoever else disturbs the machine. The client has the last CPU. The server is measured in two places:
 on the first CPU alone, as the engine is, where all that it does adds to the steps; and free to use that and the last
 CPU beside the client, where its event loop can work while native code computes.
 """
@@ -122,10 +123,10 @@ def served(bundle: Path, chats: int, cpus: Sequence[int]) -> Iterator[tuple[str,
         process.wait(30)
 
 
-def cpu_seconds(pid: int) -> float:
-    """That a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def thread_seconds(pid: int) -> dict[str, float]:
+    """CPU seconds of each thread of a process."""
+    paths = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return {path.parent.name: int(path.read_text(encoding="ascii").split()[0]) / 1e9 for path in paths}
 
 
 async def record(url: str, chats: int) -> list[list[Turn]]:
@@ -159,16 +160,25 @@ async def through_http(url: str, pid: int, turns: Sequence[Sequence[Turn]], salt
             async for _ in events(url, turn.body(salt)):
                 pass
 
-    before, cpu, own = await totals(url), cpu_seconds(pid), time.process_time()
+    before, threads, own = await totals(url), thread_seconds(pid), time.process_time()
     start = time.perf_counter()
     await asyncio.gather(*(chat(mine) for mine in turns))
-    wall, own, cpu = time.perf_counter() - start, time.process_time() - own, cpu_seconds(pid) - cpu
+    wall, own = time.perf_counter() - start, time.process_time() - own
+    # The engine's thread is the one that computes, so the busiest; all others serve.
+    spent = sorted(seconds - threads.get(thread, 0.0) for thread, seconds in thread_seconds(pid).items())
     after = await totals(url)
     native, schedule, steps = (
         after[name] - before[name]
         for name in ("ryzc_step_seconds_sum", "ryzc_schedule_seconds_sum", "ryzc_steps_total")
     )
-    return {"wall": wall, "native": native, "schedule": schedule, "steps": steps, "cpu": cpu, "client": own}
+    return {
+        "wall": wall,
+        "native": native,
+        "schedule": schedule,
+        "steps": steps,
+        "serving": sum(spent[:-1]),
+        "client": own,
+    }
 
 
 def measure(bundle: Path, chats: int, rounds: int) -> dict[str, Any]:
@@ -215,20 +225,21 @@ def _figures(samples: Sequence[dict[str, float]], alone: Sequence[dict[str, floa
         row = {"tok/s": tokens / one["wall"], "native": one["native"] * a_step, "engine": one["schedule"] * a_step}
         row["between"] = (one["wall"] - one["native"] - one["schedule"]) * a_step
         row["cost"] = one["wall"] / other["wall"] - 1
-        if "cpu" in one:
-            row["serving"] = (one["cpu"] - one["native"] - one["schedule"]) * a_step
-            row["client"] = one["client"] * a_step
+        if "serving" in one:
+            row["serving"], row["client"] = one["serving"] * a_step, one["client"] * a_step
+            row["share"] = row["serving"] / (1000 * other["wall"] / other["steps"])
         rows.append(row)
     return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
 
 
 ROWS = (
     ("tokens/s", "tok/s", "{:.0f}"),
-    ("**cost of serving, of the time alone**", "cost", "**{:+.1%}**"),
+    ("longer than alone", "cost", "{:+.1%}"),
     ("native code, ms a step", "native", "{:.2f}"),
     ("the engine's Python, ms a step", "engine", "{:.2f}"),
     ("between steps, ms a step", "between", "{:.2f}"),
     ("CPU time of HTTP, templates and tokenizing, ms a step", "serving", "{:.2f}"),
+    ("**the same, of a step alone**", "share", "**{:.1%}**"),
     ("CPU time of the client, ms a step", "client", "{:.2f}"),
 )
 

@@ -1,4 +1,4 @@
-"""llama.cpp's server in the best setting that we know for a CPU: ``python -m benchmarks.peers.llama_server MODEL.gguf``.
+"""llama.cpp's server in its best setting for a CPU: ``python -m benchmarks.peers.llama_server MODEL.gguf``.
 
 Weights are read into memory, not mapped; every slot has a cache of its own; batching is continuous, prompts are cached
 and the model is warmed up, as by default; the log is silent. What else is given is passed on.
