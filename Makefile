@@ -17,7 +17,7 @@ demo: $(VENV)/installed  ## compile SmolLM2 for this CPU and ask it a question
 	$(BIN)/ryzc run smollm2 "What is the capital of France? Answer in one sentence." --temp 0 -n 64 --verbose
 
 test: $(VENV)/installed  ## the default suite
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" -o faulthandler_timeout=300
 
 test-slow: $(VENV)/installed  ## the long checks, one at a time: some of them measure time
 	$(BIN)/python -m pytest -m slow

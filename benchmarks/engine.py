@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -17,9 +16,8 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from benchmarks import machine
+from benchmarks import machine, marks
 from benchmarks.compare import PAUSE
-from benchmarks.readme import END, START
 from benchmarks.worker import PeerError, Worker
 
 TOGETHER, DEPTH, TOKENS = 8, 64, 96
@@ -111,14 +109,6 @@ def _names(form: str) -> list[str]:
     return [name for _, name, _, _ in Formatter().parse(form) if name]
 
 
-def write(page: Path, text: str) -> None:
-    """Put a text between the marks of a page."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(START)
-    if END not in rest:
-        sys.exit(f"error: {page} lacks the lines {START} and {END}")
-    page.write_text(f"{before}{START}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-
-
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=(__doc__ or "").split(":")[0])
@@ -133,7 +123,7 @@ def main() -> None:
         found.append(measure(arguments.bundle, arguments.model, threads, arguments.rounds))
         print(json.dumps(found[-1], indent=1), flush=True)
     if arguments.write:
-        write(arguments.write, table(found, arguments.bundle))
+        marks.put(arguments.write, table(found, arguments.bundle))
 
 
 if __name__ == "__main__":

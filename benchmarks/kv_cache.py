@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import ryzc
-from benchmarks import machine
+from benchmarks import machine, marks
 from benchmarks.peers.ryzc_ import Ryzc
 from ryzc.bundle.plan import KVSpec
 from ryzc.kv_formats import KV_FORMATS
@@ -71,14 +70,8 @@ def main() -> None:
     parts = {"arithmetic": arithmetic()}
     if arguments.measure:
         parts["measured"] = "\n\n".join(measured(arguments.windows))
-    page = PAGE.read_text(encoding="utf-8")
     for name, text in parts.items():
-        start, end = f"<!-- {name}: start -->", f"<!-- {name}: end -->"
-        before, _, rest = page.partition(start)
-        if end not in rest:
-            sys.exit(f"error: {PAGE} lacks the lines {start} and {end}")
-        page = f"{before}{start}\n{text}\n{end}{rest.partition(end)[2]}"
-    PAGE.write_text(page, encoding="utf-8")
+        marks.put(PAGE, text, name)
 
 
 def measured(windows: int) -> Iterator[str]:

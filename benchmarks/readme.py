@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import ryzc
-from benchmarks import peers, table, workload
+from benchmarks import marks, peers, table, workload
 from benchmarks.compare import Comparison, say
 from benchmarks.results import Result, Row, row
 from benchmarks.worker import PeerError
@@ -26,7 +26,6 @@ from ryzc.sources import pull
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "reference"
-START, END = "<!-- measured: start -->", "<!-- measured: end -->"
 TESTS = workload.tests(["pp512", "tg128", "batch8", "verify4"])
 WORK = {"pp512": "prompt of 512", "tg128": "one by one", "batch 8": "8 sequences", "verify 4": "verify 4 drafts"}
 SAMPLES = {"smollm2": "SmolLM2-135M", "gemma3-270m": "Gemma 3 270M"}
@@ -38,14 +37,11 @@ def main() -> None:
     parser.add_argument("-r", type=int, default=5, help="rounds")
     arguments = parser.parse_args()
     readme = ROOT / "README.md"
-    before, _, rest = readme.read_text(encoding="utf-8").partition(START)
-    if END not in rest:
-        sys.exit(f"error: README.md lacks the lines {START} and {END}")
     try:
         text = report(arguments.t, arguments.r)
     except PeerError as error:
         sys.exit(f"error: {error}")
-    readme.write_text(f"{before}{START}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    marks.put(readme, text)
     print(text)
 
 

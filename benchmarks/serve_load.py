@@ -13,10 +13,15 @@ import asyncio
 import json
 import random
 import statistics
+import sys
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from benchmarks import machine, marks
 
 TOPICS = ("the sea", "bread", "winter", "trains", "a garden", "the moon", "sorting", "maps", "rivers", "clocks")
 ASKS = ("Tell me about {}.", "Why do people like {}?", "Write a short poem about {}.", "List five facts about {}.")
@@ -51,33 +56,44 @@ def _cut(values: list[float], percent: int) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1] if len(values) > 1 else 0.0
 
 
-async def answer(url: str, messages: list[dict[str, str]], max_tokens: int, seen: Seen) -> str:
-    """One request, read to its end."""
+async def events(url: str, body: bytes) -> AsyncIterator[bytes]:
+    """The events of a chat's answer, as JSON.
+
+    Raises:
+        ConnectionError: it is refused, or breaks off.
+    """
     parts = urlsplit(url)
-    body = json.dumps({"messages": messages, "max_tokens": max_tokens, "temperature": 0.7, "stream": True}).encode()
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
-    last = time.perf_counter()
     writer.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
-    text, tokens = "", 0
     try:
         status = await reader.readline()
         if b" 200 " not in status:
             raise ConnectionError(status.decode().strip())
         while line := await reader.readline():
-            if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
-                continue
-            choices = json.loads(line[6:]).get("choices") or [{}]
-            piece = choices[0].get("delta", {}).get("content")
-            if not piece:
-                continue
-            now = time.perf_counter()
-            (seen.gaps if tokens else seen.first).append(now - last)
-            last, tokens, text = now, tokens + 1, text + piece
-        seen.requests += 1
+            if line.startswith(b"data: [DONE]"):
+                return
+            if line.startswith(b"data: "):
+                yield line[6:]
+        raise ConnectionError("an answer breaks off")
     finally:
         writer.close()
-    seen.tokens += tokens
+
+
+async def answer(url: str, messages: list[dict[str, str]], max_tokens: int, seen: Seen) -> str:
+    """One request, read to its end."""
+    fields = {"max_tokens": max_tokens, "temperature": 0.7, "stream": True, "stream_options": {"include_usage": True}}
+    last, text = time.perf_counter(), ""
+    async for event in events(url, json.dumps({"messages": messages, **fields}).encode()):
+        document = json.loads(event)
+        # A chunk may hold several tokens, so that only the server can count them.
+        seen.tokens += (document.get("usage") or {}).get("completion_tokens", 0)
+        piece = document["choices"][0]["delta"].get("content") if document.get("choices") else None
+        if piece:
+            now = time.perf_counter()
+            (seen.gaps if text else seen.first).append(now - last)
+            last, text = now, text + piece
+    seen.requests += 1
     return text
 
 
@@ -92,7 +108,7 @@ async def caller(url: str, number: int, end: float, seen: Seen) -> None:
             messages.append({"role": "user", "content": draw.choice(ASKS).format(draw.choice(TOPICS))})
             try:
                 text = await answer(url, messages, draw.randrange(48, 128), seen)
-            except (OSError, ValueError, asyncio.IncompleteReadError) as error:
+            except (OSError, ValueError) as error:
                 seen.errors.append(repr(error))
                 return
             messages.append({"role": "assistant", "content": text})
@@ -125,22 +141,41 @@ async def totals(url: str) -> dict[str, float]:
 
 
 async def run(servers: dict[str, str], chats: int, seconds: float, rounds: int) -> dict[str, Any]:
-    """Every server in turn, round after round; medians."""
+    """Every server in turn, round after round; medians, and the first one's speed as a multiple of each other's."""
     result: dict[str, list[dict[str, float | int]]] = {name: [] for name in servers}
     for _ in range(rounds):
         for name, url in servers.items():
             before = await totals(url)
-            figures = (await load(url, chats, seconds)).figures()
+            seen = await load(url, chats, seconds)
+            figures = seen.figures()
             after = await totals(url)
             if "ryzc_step_seconds_sum" in after:
                 spent = {key: after[key] - before.get(key, 0.0) for key in after}
                 native, other = spent["ryzc_step_seconds_sum"], spent["ryzc_schedule_seconds_sum"]
                 figures["schedule share"] = round(other / (native + other), 4)
-                figures["native share of the time"] = round(native / seconds, 4)
+                figures["native share of the time"] = round(native / seen.seconds, 4)
             result[name].append(figures)
-    return {
-        name: {key: statistics.median(one[key] for one in found) for key in found[0]} for name, found in result.items()
-    }
+            print(json.dumps({name: figures, "first errors": seen.errors[:3]}), file=sys.stderr, flush=True)
+    first = next(iter(servers))
+    medians: dict[str, dict[str, float]] = {}
+    for name, found in result.items():
+        medians[name] = {key: statistics.median(one[key] for one in found) for key in found[0]}
+        ratios = [ours["tok/s"] / one["tok/s"] for ours, one in zip(result[first], found, strict=True) if one["tok/s"]]
+        if name != first and ratios:
+            medians[name][f"{first} ÷ {name}"] = round(statistics.median(ratios), 2)
+    return medians
+
+
+def table(found: dict[str, dict[str, float]], conditions: str) -> str:
+    """Markdown of what :func:`run` gives, a column a server."""
+    first = next(iter(found))
+    lines = [f"| | {' | '.join(found)} |", f"|---|{'--:|' * len(found)}"]
+    shared = [row for row in found[first] if all(row in each for each in found.values())]
+    lines += [f"| {row} | {' | '.join(f'{each[row]:,}' for each in found.values())} |" for row in shared]
+    ratios = [each.get(f"{first} ÷ {name}") for name, each in found.items()]
+    lines.append(f"| **{first} ÷ this, tok/s** | {' | '.join(f'**{r}×**' if r else '' for r in ratios)} |")
+    facts = machine.facts()
+    return "\n".join([*lines, "", f"{conditions}; {facts['cpu']}; ryzc {facts['commit']}, {facts['date']}."])
 
 
 def main() -> None:
@@ -150,9 +185,16 @@ def main() -> None:
     parser.add_argument("--chats", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("-r", "--rounds", type=int, default=1)
+    parser.add_argument("--write", type=Path, help="a page with marks to put the table between")
+    parser.add_argument("--note", default="", help="what is served, and how, for the page")
     arguments = parser.parse_args()
     servers = dict(entry.split("=", 1) for entry in arguments.servers)
-    print(json.dumps(asyncio.run(run(servers, arguments.chats, arguments.seconds, arguments.rounds)), indent=1))
+    found = asyncio.run(run(servers, arguments.chats, arguments.seconds, arguments.rounds))
+    print(json.dumps(found, indent=1, ensure_ascii=False))
+    if arguments.write:
+        chosen = f"{arguments.note}{', ' if arguments.note else ''}{arguments.chats} chats"
+        turns = f"{chosen}, medians of {arguments.rounds} turns of {arguments.seconds:.0f} s"
+        marks.put(arguments.write, table(found, turns), "load")
 
 
 if __name__ == "__main__":

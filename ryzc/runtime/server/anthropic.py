@@ -39,15 +39,11 @@ def routes(service: Service) -> APIRouter:
             return prepared, [_submission(service, body, prepared, model)]
 
         job = await service.open(request, body.model, make)
-        answer = MessageAnswer(job)
-        if not body.stream:
-            return await service.finish(request, job, answer.whole())
-        return sse.EventStream(
-            answer.events(),
-            close=job.close,
-            failed=lambda error: sse.named("error", error.anthropic(request.scope["ryzc"]["id"])),
-            patience=service.config.send_timeout,
-        )
+
+        def failed(error: ApiError) -> bytes:
+            return sse.named("error", error.anthropic(request.scope["ryzc"]["id"]))
+
+        return await service.respond(request, job, MessageAnswer(job), stream=body.stream, failed=failed)
 
     @router.post("/v1/messages/count_tokens")
     async def count_tokens(request: Request) -> Any:

@@ -79,16 +79,15 @@ def prepare(conversation: Conversation, model: Loaded) -> Prepared:
     Raises:
         ApiError, UserError: the conversation makes no sense, or the template refuses it.
     """
-    if model.template is None:
+    if not model.prompts.has_chat_template:
         raise ApiError(
             400, f"the model {model.name!r} has no chat template; use /v1/completions", code="no_chat_template"
         )
     _check(conversation)
     text = render(conversation, model)
     parser = model.family.parser() if conversation.callable else None
-    return Prepared(
-        model.encode_rendered(text), text, _grammar(conversation, model), parser, _thinking(conversation, model, text)
-    )
+    ids = model.encode(text, rendered=True)
+    return Prepared(ids, text, _grammar(conversation, model), parser, _thinking(conversation, model, text))
 
 
 def render(conversation: Conversation, model: Loaded) -> str:
@@ -97,7 +96,6 @@ def render(conversation: Conversation, model: Loaded) -> str:
     Raises:
         UserError: the template refuses it.
     """
-    assert model.template is not None
     messages, variables = [dict(message) for message in conversation.messages], dict(conversation.variables)
     if conversation.tools and conversation.choice != "none":
         if model.family.prompted:
@@ -109,10 +107,10 @@ def render(conversation: Conversation, model: Loaded) -> str:
     if conversation.forced or conversation.schema is not None:
         variables.setdefault("enable_thinking", False)  # the grammar begins with the answer's first token
     if not conversation.unfinished:
-        return model.template.render(messages, **variables)
+        return model.prompts.render(messages, **variables)
     content = messages[-1]["content"]
     messages[-1]["content"] = content + _MARK
-    rendered, found, _ = model.template.render(messages, add_generation_prompt=False, **variables).rpartition(_MARK)
+    rendered, found, _ = model.prompts.render(messages, add_generation_prompt=False, **variables).rpartition(_MARK)
     if not found:
         raise wrong("messages", "this model's chat template cannot continue a message")
     return rendered

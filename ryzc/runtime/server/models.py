@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 
 from ryzc.bundle import Bundle
 from ryzc.errors import RyzcError
-from ryzc.runtime.chat import ChatTemplate
+from ryzc.runtime.loading import TEMPLATE_FILE
+from ryzc.runtime.prompts import Prompts
 from ryzc.runtime.server.backend import Engine
 from ryzc.runtime.server.constraints import Constraints
 from ryzc.runtime.server.errors import ApiError
 from ryzc.runtime.server.log import log
 from ryzc.runtime.server.tools import Family, family_for
 
-TEMPLATE_FILE = "chat_template.jinja"
 Result = TypeVar("Result")
 
 DEFAULTS_FILE = "generation_config.json"
@@ -51,7 +51,7 @@ class Loaded:
         name: by which requests ask for it.
         engine: its engine.
         vocab_size: ids that it knows; the tokenizer may know fewer.
-        template: its chat template, or ``None``.
+        prompts: its chat template and its tokenizer.
         family: how it calls tools.
         thinks: whether its template knows thoughts.
         defaults: sampling that its makers recommend.
@@ -64,39 +64,32 @@ class Loaded:
         self.engine = engine
         self.vocab_size = bundle.plan.vocab_size
         tokenizer = engine.tokenizer
-        self.template_text = bundle.text(TEMPLATE_FILE) if bundle.has(TEMPLATE_FILE) else None
-        eos = min(tokenizer.eos_ids) if tokenizer.eos_ids else None
-        self.template = (
-            ChatTemplate(self.template_text, self.spell(tokenizer.bos_id), self.spell(eos))
-            if self.template_text is not None
-            else None
-        )
-        self.family: Family = family_for(self.template_text or "")
-        self.thinks = "</think>" in (self.template_text or "")
+        template = bundle.text(TEMPLATE_FILE) if bundle.has(TEMPLATE_FILE) else None
+        self.prompts = Prompts(tokenizer, template, self.vocab_size)
+        if template is not None:
+            self.prompts.template()  # a broken one is told now, not to the first request
+        self.family: Family = family_for(template or "")
+        self.thinks = "</think>" in (template or "")
         self.defaults = _defaults(bundle)
         self.constraints = Constraints(tokenizer, self.vocab_size)
         self.leases = 0
-        first = tokenizer.encode("")[:1]
-        self._first = first if first == [tokenizer.bos_id] else []
 
-    def encode_rendered(self, text: str) -> list[int]:
-        """The ids of what the chat template rendered; some templates write the first token, others leave it out.
-
-        Raises:
-            ApiError: as :meth:`encode`.
-        """
-        ids = self.encode(text, add_special=False)
-        return ids if ids[: len(self._first)] == self._first else [*self._first, *ids]
-
-    def encode(self, text: str, *, add_special: bool = True) -> list[int]:
+    def encode(self, text: str, *, rendered: bool = False) -> list[int]:
         """The ids of a prompt.
 
-        A text far too long is looked at from its start only, so that it keeps neither this thread nor the tokenizer,
-        which works for one text at a time, from others.
+        Args:
+            text: as it is.
+            rendered: the chat template made it.
 
         Raises:
             ApiError: its beginning alone does not fit the context.
         """
+        self._look_at_length(text)
+        return self.prompts.encode_rendered(text) if rendered else self.engine.tokenizer.encode(text)
+
+    def _look_at_length(self, text: str) -> None:
+        """Refuse a text far too long by its start, so that it keeps neither this thread nor the tokenizer, which works
+        for one text at a time, from others."""
         tokenizer, context = self.engine.tokenizer, self.engine.context
         length = CHARACTERS * context
         while length < len(text):
@@ -104,11 +97,6 @@ class Loaded:
             if count > context + SLACK:
                 raise too_long(context, f"more than {context}")
             length *= 4
-        return tokenizer.encode(text, add_special=add_special)
-
-    def spell(self, id_: int | None) -> str:
-        """A token's text; none has none."""
-        return "" if id_ is None else self.engine.tokenizer.piece(id_, special=True).decode(errors="replace")
 
 
 def _defaults(bundle: Bundle) -> Mapping[str, Any]:

@@ -106,15 +106,7 @@ def routes(service: Service) -> APIRouter:
             return prepared, [_submission(service, body, prepared, model)]
 
         job = await service.open(request, body.model, make)
-        answer = ChatAnswer(job, body)
-        if not body.stream:
-            return await service.finish(request, job, answer.whole())
-        return sse.EventStream(
-            answer.events(),
-            close=job.close,
-            failed=lambda error: sse.data(error.openai()),
-            patience=service.config.send_timeout,
-        )
+        return await service.respond(request, job, ChatAnswer(job, body), stream=body.stream)
 
     return router
 

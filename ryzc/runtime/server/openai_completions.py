@@ -57,15 +57,7 @@ def routes(service: Service) -> APIRouter:
             return prompts, [_submission(service, body, ids, model) for ids in prompts]
 
         job = await service.open(request, body.model, make)
-        answer = CompletionAnswer(job, body)
-        if not body.stream:
-            return await service.finish(request, job, answer.whole())
-        return sse.EventStream(
-            answer.events(),
-            close=job.close,
-            failed=lambda error: sse.data(error.openai()),
-            patience=service.config.send_timeout,
-        )
+        return await service.respond(request, job, CompletionAnswer(job, body), stream=body.stream)
 
     return router
 

@@ -45,8 +45,8 @@ def routes(service: Service) -> APIRouter:
             "context": entry.context,
             "total_slots": service.config.parallel,
             "default_generation_settings": {**defaults, "n_ctx": entry.context},
-            "chat_template": loaded.template_text if loaded else None,
-            "tools": loaded.family.name if loaded and loaded.template else None,
+            "chat_template": loaded.prompts.template_text if loaded else None,
+            "tools": loaded.family.name if loaded and loaded.prompts.has_chat_template else None,
             "thinks": loaded.thinks if loaded else None,
             "build_info": f"ryzc {__version__}",
         }

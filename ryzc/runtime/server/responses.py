@@ -45,11 +45,7 @@ def routes(service: Service) -> APIRouter:
 
         job = await service.open(request, body.model, make)
         answer = ResponseAnswer(job, body, conversation, None if body.store is False else store)
-        if not body.stream:
-            return await service.finish(request, job, answer.whole())
-        return sse.EventStream(
-            answer.events(), close=job.close, failed=answer.failed, patience=service.config.send_timeout
-        )
+        return await service.respond(request, job, answer, stream=body.stream, failed=answer.failed)
 
     @router.post("/v1/responses/input_tokens")
     async def input_tokens(request: Request) -> Any:

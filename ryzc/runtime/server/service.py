@@ -7,13 +7,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from ryzc.runtime.sampling import SamplingParams
-from ryzc.runtime.server import fields
+from ryzc.runtime.server import fields, sse
 from ryzc.runtime.server.backend import Delta, Stream
 from ryzc.runtime.server.config import Config
 from ryzc.runtime.server.errors import ApiError, wrong
@@ -72,6 +72,16 @@ class Job:
             sum(part.cached_tokens for part in parts),
             sum(part.completion_tokens for part in parts),
         )
+
+
+class Answer(Protocol):
+    """What a surface makes of a job's streams."""
+
+    async def whole(self) -> dict[str, Any]:
+        """The answer in one piece."""
+
+    def events(self) -> AsyncIterator[bytes]:
+        """The answer as server-sent events."""
 
 
 class Service:
@@ -193,8 +203,29 @@ class Service:
         if count > most:
             raise too_long(model.engine.context, str(count), most)
 
-    async def finish(self, request: Request, job: Job, work: Awaitable[Any]) -> Response:
-        """The answer in one piece; work ends when the client leaves."""
+    async def respond(
+        self,
+        request: Request,
+        job: Job,
+        answer: Answer,
+        *,
+        stream: bool | None,
+        failed: Callable[[ApiError], bytes] = lambda error: sse.data(error.openai()),
+    ) -> Response:
+        """The answer, as a stream or in one piece; the job is closed at its end, or when the client leaves.
+
+        Args:
+            request: of HTTP.
+            job: it runs.
+            answer: made of the job.
+            stream: whether events were asked for.
+            failed: the events for a refusal in the middle of a stream.
+        """
+        if not stream:
+            return await self._finish(request, job, answer.whole())
+        return sse.EventStream(answer.events(), close=job.close, failed=failed, patience=self.config.send_timeout)
+
+    async def _finish(self, request: Request, job: Job, work: Awaitable[Any]) -> Response:
         task = asyncio.ensure_future(work)
         gone = asyncio.ensure_future(until_gone(request))
         try:

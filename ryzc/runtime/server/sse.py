@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -68,21 +70,37 @@ class EventStream(Response):
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"}, media_type=self.media_type)
         del self.headers["content-length"]
         self._events, self._close, self._failed = events, close, failed
-        self._patience = patience or None
+        self._patience = patience or math.inf
+        self._since = 0.0  # when the write that goes on began; 0 where none does
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.ensure_future(self._send(scope, send))
         gone = asyncio.ensure_future(_until_gone(receive))
         try:
-            await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not sending.done():
-                scope["ryzc"]["gone"] = True
-            else:
+            while not await self._ended(sending, gone):
+                if self._left() <= 0:
+                    log.warning("a client that reads nothing is dropped", request=scope["ryzc"].get("id"))
+                    break
+            if sending.done():
                 sending.result()
+            else:
+                scope["ryzc"]["gone"] = True
         finally:
             self._close()  # first: the step that runs now is the last for this client
             sending.cancel()
             gone.cancel()
+
+    async def _ended(self, *tasks: asyncio.Future[None]) -> bool:
+        """Wait for one of the tasks, or until the client may have lost its patience; whether it was a task."""
+        timeout = self._left() if self._patience < math.inf else None
+        done, _ = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        return bool(done)
+
+    def _left(self) -> float:
+        """Seconds that the client still has to read what is being sent: looked at now and then, for a timer an event
+        would cost more than the event."""
+        waited = time.monotonic() - self._since if self._since else 0.0
+        return self._patience - waited
 
     async def _send(self, scope: Scope, send: Send) -> None:
         try:
@@ -90,10 +108,6 @@ class EventStream(Response):
             try:
                 async for event in self._events:
                     await self._write(send, event)
-            except TimeoutError:
-                scope["ryzc"]["gone"] = True
-                log.warning("a client that reads nothing is dropped", request=scope["ryzc"].get("id"))
-                raise ConnectionResetError("the client reads nothing") from None
             except Exception as error:
                 found = refusal(error)
                 if found.status == 500:
@@ -104,8 +118,9 @@ class EventStream(Response):
             pass  # the connection is gone
 
     async def _write(self, send: Send, event: bytes) -> None:
-        async with asyncio.timeout(self._patience):
-            await send({"type": "http.response.body", "body": event, "more_body": True})
+        self._since = time.monotonic()
+        await send({"type": "http.response.body", "body": event, "more_body": True})
+        self._since = 0.0
 
 
 async def _until_gone(receive: Receive) -> None:

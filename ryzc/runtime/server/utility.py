@@ -117,7 +117,8 @@ def _tokenized(body: TokenizeFields, model: Loaded) -> dict[str, Any]:
     if (text is None) == (body.messages is None):
         raise wrong("prompt", "give either a text ('prompt' or 'content') or 'messages'")
     if body.messages is not None:
-        ids = model.encode_rendered(_rendered(body.messages, body.tools, body.chat_template_kwargs, model, None))
+        text = _rendered(body.messages, body.tools, body.chat_template_kwargs, model, None)
+        ids = model.encode(text, rendered=True)
     else:
         assert text is not None
         if len(text) > MAX_TEXT:
@@ -145,10 +146,10 @@ def _tokenizer_info(model: Loaded) -> dict[str, Any]:
     """What vLLM tells of a tokenizer; lm-eval counts tokens with it."""
     tokenizer = model.engine.tokenizer
     return {
-        "bos_token": model.spell(tokenizer.bos_id) or None,
-        "eos_token": model.spell(min(tokenizer.eos_ids, default=None)) or None,
+        "bos_token": model.prompts.spell(tokenizer.bos_id) or None,
+        "eos_token": model.prompts.spell(min(tokenizer.eos_ids, default=None)) or None,
         "pad_token": None,
-        "chat_template": model.template_text,
+        "chat_template": model.prompts.template_text,
         "model_max_length": model.engine.context,
         "vocab_size": model.vocab_size,
     }
@@ -168,7 +169,7 @@ def _rendered(
     model: Loaded,
     body: TemplateFields | None,
 ) -> str:
-    if model.template is None:
+    if not model.prompts.has_chat_template:
         raise ApiError(400, f"the model {model.name!r} has no chat template", code="no_chat_template")
     unfinished = bool(body and body.continue_final_message)
     return render(
