@@ -106,10 +106,10 @@ def command(
     if fuse:
         training.compile()
     weights = sum(w.numel() for w in training.model.parameters())
-    epoch = training.windows.steps_per_epoch
+    trained_on, kept = len(corpus.documents), len(corpus.held_out)
     _terminal.say(
-        f"{_terminal.count(weights)} weights; {len(corpus.documents)} documents to train on, {len(corpus.held_out)} held out; "
-        f"{epoch} steps an epoch, {training.step} of {steps} done"
+        f"{_terminal.count(weights)} weights; {trained_on} documents to train on, {kept} held out; "
+        f"{training.windows.steps_per_epoch} steps an epoch; {training.step} of {steps} done"
     )
     with _terminal.progress() as update:
 
