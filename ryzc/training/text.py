@@ -106,7 +106,7 @@ def vocabulary(documents: Sequence[str], size: int) -> Vocabulary:
         pre=PRE_TOKENIZER,
         tokens=tokens,
         types=[CONTROL if i == END else NORMAL for i in range(size)],
-        scores=(),
+        scores=[],
         merges=_merges(learned),
         special={"bos": END, "eos": END},
         add_bos=True,
