@@ -106,12 +106,15 @@ def write(bundle: Path, out: Path, *, stories: int, seed: int, threads: int | No
     Raises:
         RyzcError: the bundle cannot be loaded.
     """
-    first = out.read_text(encoding="utf-8").count(SEPARATOR + "\n") if out.exists() else 0
+    done = out.read_bytes() if out.exists() else b""
+    mark = f"{SEPARATOR}\n".encode()
+    first, whole = done.count(mark), done.rfind(mark) + len(mark) if mark in done else 0
     tokens, began = 0, time.monotonic()
     with (
         Engine(bundle, context=1024, sequences=together, threads=threads, speculate="off", background=False) as engine,
         out.open("a", encoding="utf-8", newline="\n") as file,
     ):
+        file.truncate(whole)  # a run that was killed may have left a part of a story
         running: deque[tuple[str, Stream]] = deque()
         following = first
         for index in range(first, stories):
