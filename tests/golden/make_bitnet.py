@@ -1,4 +1,4 @@
-"""Writes ``bitnet_stories.json``: how transformers' BitNet goes on from 50 prompts, greedily, with the sample's weights.
+"""Writes ``bitnet_stories.json``: how transformers' BitNet goes on from 50 prompts, with the weights of the sample.
 
 Run by hand where transformers and PyTorch are installed: ``PYTHONPATH=tests python tests/golden/make_bitnet.py``.
 """
