@@ -19,6 +19,7 @@ PACKAGE = ROOT / "ryzc"
 
 FLOORS = (
     {"cli"},
+    {"training"},
     {"compiler"},
     {"lower"},
     {"models", "templates", "runtime"},
@@ -204,6 +205,12 @@ def test_only_the_server_needs_what_serving_needs(imports: list[Import]) -> None
     users = {i.file for i in imports if i.target.split(".")[0] in needed}
     assert users
     assert not [file for file in users if not file.startswith("runtime/server/")]
+
+
+def test_only_training_needs_pytorch(imports: list[Import]) -> None:
+    users = {i.file for i in imports if i.target.split(".")[0] == "torch"}
+    assert users
+    assert not [file for file in users if not file.startswith("training/") and file != "cli/train.py"]
 
 
 def _tracked() -> list[Path]:

@@ -19,7 +19,7 @@ STAGES = {
     "pack": "packing weights",
 }
 
-_RUNTIME_ONLY = ("cli", "runtime")
+_NOT_COMPILING = ("cli", "runtime", "training")
 
 
 def local(source: str) -> str:
@@ -85,6 +85,6 @@ def _compiler() -> str:
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*")):
         part = path.relative_to(package)
-        if path.suffix in (".py", ".j2") and part.parts[0] not in _RUNTIME_ONLY:
+        if path.suffix in (".py", ".j2") and part.parts[0] not in _NOT_COMPILING:
             digest.update(f"{part}\0".encode() + path.read_bytes())
     return digest.hexdigest()

@@ -10,11 +10,14 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from ryzc.errors import DownloadError, UsageError
 from ryzc.sources import huggingface, package_index
 from ryzc.sources.samples import SAMPLES, Part, Sample
+
+ASSETS: Final = Path(__file__).parents[1] / "assets"
+"""Models that come with ryzc."""
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
@@ -38,7 +41,8 @@ def pull(name: str, *, progress: Progress | None = None, cache: Path | None = No
     """The GGUF file of a named sample or of ``hf:ORG/REPO[:FILE]``, fetched where the cache lacks it.
 
     A sample is downloaded beside its place and renamed when its checksum is right, so an interrupted pull
-    leaves no file there. Pulls of the same sample wait for each other.
+    leaves no file there. Pulls of the same sample wait for each other. One that comes with ryzc is used where it
+    lies, and checked every time.
 
     Args:
         progress: told of a sample's transfer; the hub's library shows its own.
@@ -55,6 +59,8 @@ def pull(name: str, *, progress: Progress | None = None, cache: Path | None = No
         known = ", ".join(SAMPLES)
         raise UsageError(f"there is no sample {name!r}", hint=f"pull one of {known}, or {huggingface.FORM}")
     sample = SAMPLES[name]
+    if sample.comes_with_ryzc:
+        return _ours(sample)
     place = directory / sample.file
     try:
         if not _complete(place, sample):
@@ -68,6 +74,23 @@ def pull(name: str, *, progress: Progress | None = None, cache: Path | None = No
             f"{directory}: cannot keep {sample.file}: {error.strerror or error}",
             hint=f"it needs {2 * sample.bytes >> 20} MiB for a while; free some space or set RYZC_CACHE elsewhere",
         ) from error
+    return place
+
+
+def _ours(sample: Sample) -> Path:
+    """The file of a sample that comes with ryzc."""
+    place = ASSETS / sample.file
+    try:
+        with place.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DownloadError(
+            f"{place}: cannot be read: {error.strerror}", hint="ryzc is not whole: install it again"
+        ) from error
+    if digest != sample.sha256:
+        raise DownloadError(
+            f"{place}: sha256 is {digest}, but {sample.sha256} is pinned", hint="ryzc is damaged: install it again"
+        )
     return place
 
 

@@ -1,4 +1,4 @@
-"""Models to start with: packages of the Python package index that carry weights, pinned by checksum."""
+"""Models to start with, pinned by checksum: packages of the Python package index carry their weights, or ryzc does."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Sample:
 
     Attributes:
         name: as on the command line.
-        file: name of the GGUF file in the cache.
+        file: name of the GGUF file, in the cache or in ``ryzc/assets``.
         sha256: of that file.
         bytes: its size.
-        parts: what it is joined from, in order.
+        parts: what it is joined from, in order; empty where it comes with ryzc.
         license: the terms of its publisher, to be shown to whoever pulls it.
     """
 
@@ -44,6 +44,11 @@ class Sample:
     bytes: int
     parts: tuple[Part, ...]
     license: str
+
+    @property
+    def comes_with_ryzc(self) -> bool:
+        """Whether nothing has to be fetched."""
+        return not self.parts
 
 
 def _gemma3_part(number: int, size: int, sha256: str) -> Part:

@@ -1,0 +1,1 @@
+"""Training a small BitNet b1.58 of one's own, from the corpus to the GGUF file: needs ``ryzc[train]``."""
