@@ -306,6 +306,8 @@ def _tensors(path: Path, raw: Mapping[str, RawTensor], bit_linear: _BitLinear | 
             raise UnsupportedError(f"{path}: {name} is stored as {tensor.dtype}, which is no weight", hint=NOT_KNOWN)
         elif f"{name}{_SCALE}" in raw:
             raise UnsupportedError(f"{path}: {name} has a scale, but is not packed", hint=NOT_KNOWN)
+        elif bit_linear is not None and bit_linear.packed and new.startswith("blk.") and len(tensor.shape) > 1:
+            raise UnsupportedError(f"{path}: {name} is not packed, which {CONFIG} says", hint=NOT_KNOWN)
         elif not tensor.shape or not min(tensor.shape):
             raise SourceError(f"{path}: {name} has shape {list(tensor.shape)}", hint=INCOMPLETE)
         else:

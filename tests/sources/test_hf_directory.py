@@ -249,6 +249,8 @@ def test_files_that_are_missing_or_damaged(damage: Callable[[Path], None], told:
         ("model.layers.0.mlp.up_proj.weight", np.full((24, 64), 3, np.uint8), "no ternary weight"),
         ("model.layers.0.mlp.up_proj.weight", np.zeros((24, 60), np.uint8), "multiples of 32"),
         ("model.layers.0.mlp.up_proj.weight", np.zeros((12, 64), np.uint8), r"shape \[48, 64\]"),
+        ("model.layers.0.mlp.up_proj.weight", np.zeros((96, 64), np.float32), "has a scale, but is not packed"),
+        ("model.layers.0.mlp.down_proj2.weight", np.zeros((96, 64), np.float32), "down_proj2.weight"),
         ("model.layers.0.mlp.up_proj.bias", np.zeros(96, np.float32), "up_proj.bias"),
     ],
 )
