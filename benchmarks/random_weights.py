@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import gguf
 import numpy as np
@@ -186,8 +186,8 @@ def _ternary_codes(rng: np.random.Generator, columns: int) -> Codes:
     return fmt.parse(stored(rng, "tq2_0", columns))
 
 
-def _raw(writer: gguf.GGUFWriter, name: str, rows: int, columns: int, raw: npt.NDArray[np.uint8], kind: _Type) -> None:
-    writer.add_tensor_info(f"{name}.weight", (rows, columns), np.dtype(np.int8), raw.nbytes, raw_dtype=cast(Any, kind))
+def _raw(writer: gguf.GGUFWriter, name: str, rows: int, columns: int, raw: npt.NDArray[np.uint8], kind: Any) -> None:
+    writer.add_tensor_info(f"{name}.weight", (rows, columns), np.dtype(np.int8), raw.nbytes, raw_dtype=kind)
     writer.tensors[-1][f"{name}.weight"].tensor = raw
 
 

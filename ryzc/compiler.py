@@ -58,7 +58,7 @@ def build(
     """Compile a model into a bundle.
 
     Args:
-        source: a GGUF file, a named sample or ``hf:ORG/REPO[:FILE]``.
+        source: a GGUF file, a directory of safetensors, a named sample or ``hf:ORG/REPO[:FILE]``.
         output: the bundle's directory; by default ``NAME.ryzc`` in the current directory.
         targets: names of targets, see ``ryzc targets``; ``native`` is this CPU.
         activations: ``int8`` (blocks of 32) or ``f32``, which is exact and slow.
@@ -87,7 +87,7 @@ def build(
 
     tell("read", 0, 1)
     checkpoint = sources.open(source)
-    destination = Path(output) if output is not None else Path(f"{checkpoint.path.stem}.ryzc")
+    destination = Path(output) if output is not None else Path(f"{sources.stem(checkpoint.path)}.ryzc")
     bundle.check_destination(destination)
     tokenizer_json = tokenizers.build(checkpoint.vocabulary)
     tell("read", 1, 1)
@@ -132,7 +132,7 @@ def build(
         tokenizer_json=tokenizer_json,
         tokenizer_config=tokenizers.settings(checkpoint.vocabulary),
         chat_template=checkpoint.chat_template,
-        generation_config={},
+        generation_config=checkpoint.generation,
         provenance={**_provenance(checkpoint, activations), "kv": lowered.plan.kv.dtype, **found},
         files=files,
     )

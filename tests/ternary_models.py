@@ -6,6 +6,7 @@ bits, and master weights are such that their mean magnitude is the scale and rou
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,11 @@ import gguf_writer
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+import tiny_vocabularies
 from tiny_models import EMPTY_VOCABULARY
 
 from ryzc import formats
+from ryzc.sources import tokenizers
 from ryzc.sources.checkpoint import Checkpoint, MetadataValue, StoredTensor, Vocabulary
 
 F32 = npt.NDArray[np.float32]
@@ -56,6 +59,12 @@ class Matrix:
         trailer = np.full(32, 0xA5, np.uint8)
         trailer[:4] = np.array([self.scale], "<f4").view(np.uint8)
         return np.concatenate([codes.reshape(-1), trailer])
+
+    @property
+    def packed(self) -> U8:
+        """As transformers packs rows: ``uint8 [N / 4, K]``."""
+        codes = (self.trits + 1).astype(np.uint8).reshape(4, -1, self.trits.shape[1])
+        return codes[0] | codes[1] << 2 | codes[2] << 4 | codes[3] << 6
 
     def stored(self, format_: str) -> U8:
         """Rows of a format of ryzc that keeps the weights exactly."""
@@ -188,3 +197,114 @@ def write_gguf(
         tensors.append(gguf_writer.Tensor(f"{name}.weight", format_, matrix.trits.shape, data))
     keys = {**metadata(made.shape, architecture), **gguf_writer.vocabulary_keys(vocabulary)}
     return gguf_writer.write(path, keys, tensors)
+
+
+# -- directories as transformers reads them ----------------------------------------------------------------------------
+
+TORCH_TYPES = {"uint8": "U8", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+HF_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_sub_norm": "self_attn.attn_sub_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_sub_norm": "mlp.ffn_sub_norm",
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+}
+QUANTIZATION = {
+    "offline": {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline"},
+    "online": {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"},
+    "bitlinear": {"quant_method": "bitnet", "modules_to_not_convert": None},
+    "plain": None,
+}
+"""``quantization_config`` of each form that :func:`write_hf` writes."""
+
+
+def hf_config(shape: Shape, model_type: str, form: str) -> dict[str, object]:
+    """``config.json`` of a model of type ``bitnet`` or ``llama``."""
+    config: dict[str, object] = {
+        "architectures": [{"bitnet": "BitNetForCausalLM", "llama": "LlamaForCausalLM"}[model_type]],
+        "model_type": model_type,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.feed_forward,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "hidden_act": {"bitnet": "relu2", "llama": "silu"}[model_type],
+        "rms_norm_eps": shape.epsilon,
+        "rope_theta": shape.rope_base,
+        "vocab_size": shape.vocab,
+        "max_position_embeddings": shape.context,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    }
+    if QUANTIZATION[form] is not None:
+        config["quantization_config"] = QUANTIZATION[form]
+    return config
+
+
+def write_hf(path: Path, made: Model, form: str, model_type: str = "bitnet") -> Path:
+    """The model as a directory that transformers loads.
+
+    Args:
+        form: a key of :data:`QUANTIZATION`: ``offline`` and ``bitlinear`` are packed, ``online`` has master weights in
+            bfloat16, ``plain`` is a llama of the rounded weights.
+    """
+    tensors: dict[str, npt.NDArray[np.generic]] = {}
+    for name, values in made.floats.items():
+        tensors[f"{_hf_name(name)}.weight"] = values.astype(ml_dtypes.bfloat16)
+    for name, matrix in made.matrices.items():
+        rotated = model_type == "llama" and name.endswith(("attn_q", "attn_k"))
+        ours = Matrix(_halves(matrix.trits, made.shape.head_dim), matrix.scale) if rotated else matrix
+        weight = f"{_hf_name(name)}.weight"
+        if form in ("online", "plain"):
+            tensors[weight] = (ours.master if form == "online" else ours.weights).astype(ml_dtypes.bfloat16)
+            continue
+        tensors[weight] = ours.packed
+        scale = np.float32(ours.scale)
+        tensors[f"{weight}_scale"] = np.array([scale if form == "offline" else np.float32(1) / scale], np.float32)
+    path.mkdir(exist_ok=True)
+    write_safetensors(path / "model.safetensors", tensors)
+    (path / "config.json").write_text(json.dumps(hf_config(made.shape, model_type, form)))
+    (path / "tokenizer.json").write_text(tokenizers.build(tiny_vocabularies.bpe()))
+    (path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    return path
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, npt.NDArray[np.generic]]) -> Path:
+    """A safetensors file, by its specification."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    body = b""
+    for name, array in tensors.items():
+        raw = np.ascontiguousarray(array).tobytes()
+        offsets = [len(body), len(body) + len(raw)]
+        header[name] = {"dtype": TORCH_TYPES[array.dtype.name], "shape": list(array.shape), "data_offsets": offsets}
+        body += raw
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+    return path
+
+
+def _hf_name(name: str) -> str:
+    if not name.startswith("blk."):
+        return HF_NAMES[name]
+    _, layer, part = name.split(".")
+    return f"model.layers.{layer}.{HF_NAMES[part]}"
+
+
+def _halves(rows: I8, head_dim: int) -> I8:
+    """Rows of heads from neighbours that turn together to halves that do."""
+    turned = np.empty_like(rows)
+    for head in range(0, len(rows), head_dim):
+        for i in range(head_dim // 2):
+            turned[head + i] = rows[head + 2 * i]
+            turned[head + head_dim // 2 + i] = rows[head + 2 * i + 1]
+    return turned

@@ -1,6 +1,6 @@
 """The sample that comes with ryzc, compiled, against transformers on the same codes and scales.
 
-``golden/bitnet_stories.json`` holds greedy continuations of 50 prompts, see :mod:`golden.make_bitnet`. They are
+``golden/bitnet_stories.json`` holds greedy continuations of 50 prompts, see :mod:`golden.make_stories`. They are
 teacher-forced: each position is judged after transformers' own tokens, wherever the best logit leads by more than what
 rounding can change. An activation near a half falls to one code or the next by the order of a sum, and is then off by
 a 127th of its token's largest: that is the noise of ``f32``; ``int8`` also rounds what the head is given.

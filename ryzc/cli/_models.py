@@ -48,11 +48,11 @@ def bundle_for(model: str) -> Path:
     from ryzc.sources.pull import cache_directory
 
     source = Path(local(model))
-    if not source.is_file():
+    if not source.is_file() and not source.is_dir():
         sources.open(source)  # says what is wrong with it
     directory = cache_directory() / "bundles"
     target = targets.get("native").name
-    prefix = f"{re.sub(r'[^A-Za-z0-9_.+-]', '_', source.stem)[:80]}-{sources.digest(source)[:16]}-{target}"
+    prefix = f"{re.sub(r'[^A-Za-z0-9_.+-]', '_', sources.stem(source))[:80]}-{sources.digest(source)[:16]}-{target}"
     bundle = directory / f"{prefix}-{_compiler()[:12]}.ryzc"
     if not _sound(bundle):
         from ryzc.compiler import build

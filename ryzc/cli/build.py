@@ -54,7 +54,7 @@ def command(
 ) -> None:
     """Compile a model into a bundle.
 
-    SRC is a GGUF file, a named sample (see `ryzc pull --help`) or hf:ORG/REPO[:FILE].
+    SRC is a GGUF file, a directory of safetensors, a named sample (see `ryzc pull --help`) or hf:ORG/REPO[:FILE].
     """
     names = tuple(name.strip() for name in target.split(","))
     if not all(names):

@@ -84,8 +84,8 @@ def command(
 ) -> None:
     """Answer a prompt, what comes on stdin, or chat.
 
-    A source (a GGUF file, a named sample, hf:ORG/REPO[:FILE]) is compiled first and kept for the next
-    time. Without PROMPT the prompt is read from stdin; on a terminal a chat begins.
+    A source (a GGUF file, a directory of safetensors, a named sample, hf:ORG/REPO[:FILE]) is compiled
+    first and kept for the next time. Without PROMPT the prompt is read from stdin; on a terminal a chat begins.
     """
     from ryzc.runtime.model import load
     from ryzc.runtime.sampling import SamplingParams

@@ -45,6 +45,9 @@ class Vocabulary:
         merges: ``"left right"`` in order of rank, for BPE; empty otherwise.
         special: ids by role: ``bos eos unknown padding eot eom`` where the source names them.
         add_bos, add_eos, add_space_prefix: what encoding adds; ``None`` where the source is silent.
+        ends: ids that end a generation beside those that ``special`` names.
+        document: the text of ``tokenizer.json`` where the source has one that runs as it is; ``scores`` and ``merges``
+            are empty then.
     """
 
     model: str
@@ -57,6 +60,8 @@ class Vocabulary:
     add_bos: bool | None = None
     add_eos: bool | None = None
     add_space_prefix: bool | None = None
+    ends: Sequence[int] = ()
+    document: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class Checkpoint:
         tensors: by name, in file order.
         vocabulary: the tokenizer's parts.
         chat_template: Jinja text, or ``None`` where the source has none.
+        generation: sampling that the model's makers recommend, by the names of ``generation_config.json``.
         provenance: facts for the manifest: file name, bytes, sha256 where it is known.
         bit_linear: whether the source says that all linear layers but the head are BitNet's (arXiv:2402.17764), which
             round what they are given by token: ``packed`` where their weights are ternary as stored, ``master`` where
@@ -83,4 +89,5 @@ class Checkpoint:
     vocabulary: Vocabulary
     chat_template: str | None = None
     provenance: Mapping[str, Scalar] = field(default_factory=dict)
+    generation: Mapping[str, int | float] = field(default_factory=dict)
     bit_linear: Literal["packed", "master"] | None = None

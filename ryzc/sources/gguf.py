@@ -9,9 +9,6 @@ Source: the GGUF specification (ggml, docs/gguf.md), versions 2 and 3, little-en
 from __future__ import annotations
 
 import math
-import mmap
-import os
-import stat
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,8 +20,9 @@ import numpy.typing as npt
 
 from ryzc import formats
 from ryzc.errors import SourceError, UnsupportedError
-from ryzc.sources import i2_s
+from ryzc.sources import files, i2_s
 from ryzc.sources.checkpoint import Checkpoint, MetadataValue, StoredTensor, Vocabulary
+from ryzc.sources.files import DAMAGED
 
 MAGIC: Final = b"GGUF"
 VERSIONS: Final = (2, 3)
@@ -33,7 +31,6 @@ MIN_ALIGNMENT: Final = 8
 MAX_ALIGNMENT: Final = 1 << 20
 MAX_NAME: Final = 1 << 16
 MAX_DIMENSIONS: Final = 4
-DAMAGED: Final = "the file is damaged or incomplete; fetch it again"
 FOREIGN: Final = "the file is damaged or was not made for running; convert the model again with a current converter"
 
 GGML_TYPES: Final = {
@@ -79,7 +76,7 @@ def read(path: str | Path) -> Checkpoint:
             tensor type that ryzc has no format for.
     """
     path = Path(path)
-    data = _map(path)
+    data = files.mapped(path, "GGUF")
     cursor = _Cursor(path, data)
     tensor_count, key_count = _header(cursor)
     metadata = _metadata(cursor, key_count)
@@ -105,32 +102,6 @@ def read(path: str | Path) -> Checkpoint:
         provenance={"file": path.name, "bytes": len(data)},
         bit_linear="packed" if any(tensor.format == TERNARY for tensor in tensors.values()) else None,
     )
-
-
-def _map(path: Path) -> npt.NDArray[np.uint8]:
-    """The file's bytes, mapped read-only."""
-    try:
-        with open(path, "rb", opener=_open_without_waiting) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise SourceError(f"{path}: is no regular file", hint="copy its bytes into a file first")
-            if status.st_size == 0:
-                raise SourceError(f"{path}: is empty", hint=DAMAGED)
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise SourceError(f"{path}: no such file", hint="check the path") from error
-    except IsADirectoryError as error:
-        raise SourceError(f"{path}: is a directory, not a GGUF file", hint="name the .gguf file in it") from error
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error.strerror}", hint="check the path and its rights") from error
-    except ValueError as error:  # a zero byte in the path; a file emptied since it was opened
-        raise SourceError(f"{str(path)!r}: cannot be mapped: {error}", hint="check the path") from error
-    return np.frombuffer(mapped, np.uint8)
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    """A pipe that nobody writes to would block an ordinary open."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 class _Cursor:

@@ -19,7 +19,7 @@ GROUP: Final = 128
 """Weights that are stored together."""
 TRAILER: Final = 32
 """Bytes behind the codes."""
-_CHUNK: Final = 1 << 21
+_CHUNK: Final = 1 << 18
 """Bytes rearranged at a time."""
 
 
@@ -52,10 +52,8 @@ def to_ternary(raw: npt.NDArray[np.uint8], shape: tuple[int, ...]) -> npt.NDArra
 
 def _rearranged(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Groups of 128 to four neighbours a byte, the first in the lowest bits."""
-    fours = codes.reshape(-1, 8, 4)
-    result = np.empty((len(fours), 4, 8), np.uint8)
-    for quarter in range(4):
-        field = fours >> np.uint8(6 - 2 * quarter) & np.uint8(3)
-        field <<= np.arange(0, 8, 2, dtype=np.uint8)
-        np.bitwise_or.reduce(field, axis=2, out=result[:, quarter])
-    return result.reshape(-1)
+    words = codes.view("<u4").reshape(-1, 1, 8)  # of 32 bytes: eight times four, and a quarter of the 128 in each
+    fields = words >> np.arange(6, -1, -2, dtype=np.uint32)[:, None] & np.uint32(0x03030303)
+    fields |= fields >> np.uint32(6)
+    fields |= fields >> np.uint32(12)
+    return fields.astype(np.uint8).reshape(-1)

@@ -1,7 +1,8 @@
 """Makes a source's :class:`Vocabulary` run: ``tokenizer.json`` for the `tokenizers` library.
 
-The ids are those of llama.cpp (``src/llama-vocab.cpp``, ``src/unicode.cpp``), because the authors of GGUF files
-check against it. Two families are known:
+A source that has such a file is taken at its word. For others the ids are those of llama.cpp
+(``src/llama-vocab.cpp``, ``src/unicode.cpp``), because the authors of GGUF files check against it. Two families are
+known:
 
 * ``gpt2``, byte-level BPE. The text is cut by the regular expressions of :mod:`ryzc.sources.pretokenizers`, each
   piece becomes characters of the byte alphabet, and merges apply by rank, then leftmost.
@@ -74,6 +75,8 @@ def build(vocabulary: Vocabulary) -> str:
         SourceError: the vocabulary contradicts itself.
         UnsupportedError: the family or the pre-tokenizer is unknown, or its ids cannot be reproduced.
     """
+    if vocabulary.document is not None:
+        return vocabulary.document
     tokens = _checked_tokens(vocabulary.tokens)
     ids = {token: i for i, token in enumerate(tokens)}
     if _is_spm(vocabulary):
@@ -118,7 +121,7 @@ def settings(vocabulary: Vocabulary) -> Json:
     for role, wanted in (("bos", add_bos), ("eos", vocabulary.add_eos)):
         if wanted and role not in special:
             raise SourceError(f"the tokenizer adds a {role} token, but the source names none")
-    extra = _extra_ids(vocabulary, tokens)
+    extra = {} if vocabulary.document is not None else _extra_ids(vocabulary, tokens)
     if spm:
         _check_byte_tokens(ids)
     return {
@@ -128,7 +131,7 @@ def settings(vocabulary: Vocabulary) -> Json:
         "add_eos": bool(vocabulary.add_eos),
         "add_space_prefix": spm and _adds_space_prefix(vocabulary),
         **{f"{role}_id": special.get(role) for role in ("bos", "eos", "unknown", "padding")},
-        "eos_ids": _end_of_generation(ids, special),
+        "eos_ids": sorted({*_end_of_generation(ids, special), *vocabulary.ends}),
         "expansions": {
             str(id_): [ids[_byte_token(byte)] for byte in char.encode()] if spm else [] for char, id_ in extra.items()
         },
@@ -170,7 +173,11 @@ def _checked_special(vocabulary: Vocabulary, count: int) -> dict[str, int]:
     for role, id_ in vocabulary.special.items():
         if not 0 <= id_ < count:
             raise SourceError(f"the {role} token has id {id_}, but there are {count} tokens")
-    defaults = {role: id_ for role, id_ in _SPM_DEFAULTS.items() if _is_spm(vocabulary) and id_ < count}
+    for id_ in vocabulary.ends:
+        if not 0 <= id_ < count:
+            raise SourceError(f"the id {id_} ends generations, but there are {count} tokens")
+    silent = vocabulary.document is None and _is_spm(vocabulary)
+    defaults = {role: id_ for role, id_ in _SPM_DEFAULTS.items() if silent and id_ < count}
     return {**defaults, **vocabulary.special}
 
 

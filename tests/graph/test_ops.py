@@ -141,12 +141,63 @@ def test_int8_linear_is_within_half_a_step_of_the_float_one(seed: int, tokens: i
     assert (np.abs(run("LinearF32", [x, w])[0] - exact) <= slack).all()
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    tokens=st.integers(1, 4),
+    k=st.sampled_from([1, 7, 64]),
+    size=st.sampled_from([0.0, 1e-20, 1e-6, 1.0, 1e15]),
+)
+def test_rounding_tokens(seed: int, tokens: int, k: int, size: float) -> None:
+    x = normal(seed, tokens, k) * np.float32(size)
+    codes, scales = run("QuantizeTokens", [x], 2)
+    assert (codes.dtype.name, codes.shape, scales.dtype.name, scales.shape) == ("int8", x.shape, "float32", (tokens, 1))
+    for t in range(tokens):
+        amax = max(np.abs(x[t]).max(), np.float32(1e-5))
+        assert scales[t, 0] == amax / np.float32(127)
+        np.testing.assert_array_equal(codes[t], np.rint(x[t] * (np.float32(127) / amax)).clip(-128, 127))
+    rounded = run("RoundTokens", [x])[0]
+    np.testing.assert_array_equal(rounded, codes.astype(np.float32) * scales)
+    weight = 1 + normal(seed + 1, k)
+    normed = x / np.sqrt((x.astype(np.float64) ** 2).mean(1, keepdims=True) + 1e-5) * weight
+    codes, scales = run("NormQuantizeTokens", [x, weight], 2, epsilon=1e-5)
+    assert np.abs(codes * scales.astype(np.float64) - normed).max() <= scales.max() * 0.51
+
+
+def test_tokens_are_rounded_half_to_even() -> None:
+    x = np.array([[127, 0.5, 1.5, -0.5, -2.5, -127]], np.float32)
+    np.testing.assert_array_equal(run("QuantizeTokens", [x], 2)[0], [[127, 0, 2, 0, -2, -127]])
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), rows=st.integers(1, 4), size=st.sampled_from([0.0, 1e-7, 1.0, 1e6]))
+def test_rounded_weights_are_those_of_the_format(seed: int, rows: int, size: float) -> None:
+    weights, ternary = normal(seed, rows, 64) * np.float32(size), formats.get("ternary")
+    np.testing.assert_allclose(run("RoundWeights", [weights])[0], ternary.decode(ternary.quantize(weights)), rtol=1e-6)
+
+
+def test_layers_of_ternary_weights() -> None:
+    x, residual = normal(0, 3, 64), normal(3, 3, 5)
+    one, other = (np.sign(normal(seed, 5, 64)).astype(np.float32) * np.float32(0.25) for seed in (1, 2))
+    rounded = run("RoundTokens", [x])[0]
+    codes, scales = run("QuantizeTokens", [x], 2)
+    for op, inputs, attributes in (
+        ("", [one], {}),
+        ("Residual", [one, residual], {}),
+        ("Gated", [one, other], {"activation": "relu2"}),
+    ):
+        wanted = run(f"LinearF32{op}", [rounded, *inputs], **attributes)[0]
+        np.testing.assert_array_equal(run(f"BitLinear{op}", [codes, scales, *inputs], **attributes)[0], wanted)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "relu2"])
 def test_gated(activation: str) -> None:
     x, gate, up = normal(0, 5, 64), normal(1, 7, 64), normal(2, 7, 64)
     g, u = x.astype(np.float64) @ gate.T, x.astype(np.float64) @ up.T
     if activation == "silu":
         wanted = g / (1 + np.exp(-g)) * u
+    elif activation == "relu2":
+        wanted = np.maximum(g, 0) ** 2 * u
     else:
         wanted = 0.5 * g * (1 + np.tanh(math.sqrt(2 / math.pi) * (g + 0.044715 * g**3))) * u
     got = run("LinearF32Gated", [x, gate, up], activation=activation)[0]

@@ -226,7 +226,7 @@ def test_open_a_hub_address_of_the_wrong_form() -> None:
 
 @pytest.mark.parametrize(
     ("inside", "told"),
-    [("model.safetensors", "only GGUF for now"), ("readme.txt", "without a GGUF"), ("m.gguf", "is a directory")],
+    [("model.safetensors", "no config.json"), ("readme.txt", "without a GGUF"), ("m.gguf", "is a directory")],
 )
 def test_open_a_directory(inside: str, told: str, tmp_path: Path) -> None:
     (tmp_path / inside).touch()

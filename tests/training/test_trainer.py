@@ -162,7 +162,7 @@ def test_narrow_products_learn_as_well() -> None:
 
 def test_transformers_says_the_same(trained: Training, tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="this compares with transformers: pip install transformers")
-    from golden.make_bitnet import model_of
+    from golden.make_stories import model_of
 
     path = tmp_path / "trained.gguf"
     export.write(trained, path, name="tiny")
