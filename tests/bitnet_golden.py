@@ -9,7 +9,13 @@ from ternary_models import Model, Shape, model
 
 FILE = Path(__file__).parent / "golden" / "bitnet.npz"
 IDS = [3, 17, 260, 5, 5, 99, 201]
-CASES = (("bitnet", "online"), ("bitnet", "offline"), ("llama", "bitlinear"), ("llama", "plain"))
+CASES = (
+    ("bitnet", "online"),
+    ("bitnet", "offline"),
+    ("llama", "bitlinear"),
+    ("llama", "plain"),
+    ("llama", "stretched"),
+)
 COLUMNS = slice(None, None, 4)
 SHAPE = Shape(vocab=272)
 

@@ -222,6 +222,7 @@ QUANTIZATION = {
     "online": {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"},
     "bitlinear": {"quant_method": "bitnet", "modules_to_not_convert": None},
     "plain": None,
+    "stretched": None,
 }
 """``quantization_config`` of each form that :func:`write_hf` writes."""
 
@@ -246,6 +247,14 @@ def hf_config(shape: Shape, model_type: str, form: str) -> dict[str, object]:
         "bos_token_id": 0,
         "eos_token_id": 1,
     }
+    if form == "stretched":
+        config["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        }
     if QUANTIZATION[form] is not None:
         config["quantization_config"] = QUANTIZATION[form]
     return config
@@ -256,7 +265,7 @@ def write_hf(path: Path, made: Model, form: str, model_type: str = "bitnet") -> 
 
     Args:
         form: a key of :data:`QUANTIZATION`: ``offline`` and ``bitlinear`` are packed, ``online`` has master weights in
-            bfloat16, ``plain`` is a llama of the rounded weights.
+            bfloat16, ``plain`` is a llama of the rounded weights, and ``stretched`` one with RoPE as Llama 3.1 has it.
     """
     tensors: dict[str, npt.NDArray[np.generic]] = {}
     for name, values in made.floats.items():
@@ -265,7 +274,7 @@ def write_hf(path: Path, made: Model, form: str, model_type: str = "bitnet") -> 
         rotated = model_type == "llama" and name.endswith(("attn_q", "attn_k"))
         ours = Matrix(_halves(matrix.trits, made.shape.head_dim), matrix.scale) if rotated else matrix
         weight = f"{_hf_name(name)}.weight"
-        if form in ("online", "plain"):
+        if form in ("online", "plain", "stretched"):
             tensors[weight] = (ours.master if form == "online" else ours.weights).astype(ml_dtypes.bfloat16)
             continue
         tensors[weight] = ours.packed

@@ -1,8 +1,8 @@
 """Directories of Hugging Face checkpoints: ``config.json``, ``tokenizer.json`` and ``*.safetensors``.
 
-Read are the models that transformers calls ``llama`` and ``bitnet``. What comes out has the names, keys and order of
-rows of GGUF, so that an architecture is written once: queries and keys of a llama turn neighbours there, and halves
-of a head here. As everywhere, a key or tensor that is not known is an error.
+Read are the models that transformers calls ``llama`` (RoPE plain, or stretched as Llama 3.1's) and ``bitnet``. What
+comes out has the names, keys and order of rows of GGUF, so that an architecture is written once: queries and keys of a
+llama turn neighbours there, and halves of a head here. As everywhere, a key or tensor that is not known is an error.
 
 ``quantization_config`` of method ``bitnet`` makes all linear layers but the head BitNet's (transformers,
 ``integrations/bitnet.py``):
@@ -18,6 +18,7 @@ of a head here. As everywhere, a key or tensor that is not known is an error.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from ryzc import formats
 from ryzc.errors import SourceError, UnsupportedError
@@ -82,6 +84,7 @@ _OUTSIDE = {
     "lm_head.weight": "output.weight",
 }
 _LAYER_NAME = re.compile(r"model\.layers\.(\d{1,6})\.(.+)\.weight")
+_MAX_HEAD_DIM = 1 << 16
 _SCALE = "_scale"
 """Behind the name of a packed weight."""
 
@@ -114,7 +117,7 @@ def read(path: str | Path) -> Checkpoint:
     path = Path(path)
     keys = _Keys(path / CONFIG)
     architecture = _architecture(keys)
-    metadata = _metadata(keys, architecture)
+    metadata, rope = _metadata(keys, architecture)
     bit_linear = _bit_linear(keys, architecture)
     tied = keys.take("tie_word_embeddings", bool, False)
     ends = keys.ids("eos_token_id")
@@ -124,6 +127,9 @@ def read(path: str | Path) -> Checkpoint:
     tensors = _tensors(path, raw, bit_linear)
     if architecture == "llama":
         _turn_neighbours(path, tensors, metadata)
+    if rope.factors is not None:
+        name = "rope_freqs.weight"
+        tensors[name] = StoredTensor(name, "f32", rope.factors.shape, rope.factors.view(np.uint8))
     if tied:
         tensors.pop("output.weight", None)
     elif "output.weight" not in tensors:
@@ -214,12 +220,13 @@ def _architecture(keys: _Keys) -> str:
     return _ARCHITECTURES[kind, activation]
 
 
-def _metadata(keys: _Keys, architecture: str) -> dict[str, MetadataValue]:
-    """The model's numbers by GGUF's keys."""
+def _metadata(keys: _Keys, architecture: str) -> tuple[dict[str, MetadataValue], _Rope]:
+    """The model's numbers by GGUF's keys, and its RoPE."""
     keys.must_be("attention_bias", False)
     keys.must_be("mlp_bias", False)
     hidden, heads = keys.take("hidden_size", int), keys.take("num_attention_heads", int)
     head_dim = keys.take("head_dim", int, hidden // max(1, heads))
+    rope = _rope(keys, architecture, head_dim)
     numbers: dict[str, MetadataValue] = {
         "block_count": keys.take("num_hidden_layers", int),
         "context_length": keys.take("max_position_embeddings", int),
@@ -231,21 +238,49 @@ def _metadata(keys: _Keys, architecture: str) -> dict[str, MetadataValue]:
         "attention.value_length": head_dim,
         "attention.layer_norm_rms_epsilon": keys.take("rms_norm_eps", float, 1e-6),
         "rope.dimension_count": head_dim,
-        "rope.freq_base": _rope_base(keys, architecture),
+        "rope.freq_base": rope.base,
         "vocab_size": keys.take("vocab_size", int),
     }
-    return {"general.architecture": architecture, **{f"{architecture}.{key}": v for key, v in numbers.items()}}
+    return {"general.architecture": architecture, **{f"{architecture}.{key}": v for key, v in numbers.items()}}, rope
 
 
-def _rope_base(keys: _Keys, architecture: str) -> float:
-    """Older versions write ``rope_theta`` and ``rope_scaling``, newer ones ``rope_parameters``."""
-    keys.must_be("rope_scaling")
-    inside = _Keys(keys.path, inside=keys.take("rope_parameters", dict, {}))
-    inside.must_be("rope_type", "default")
-    default = keys.take("rope_theta", float, 10000.0 if architecture == "llama" else 500000.0)
-    base = inside.take("rope_theta", float, default)
-    inside.finish()
-    return base
+@dataclass(frozen=True)
+class _Rope:
+    """RoPE's base, and what frequencies are divided by: ``float32 [D / 2]``, or ``None`` for all 1."""
+
+    base: float
+    factors: npt.NDArray[np.float32] | None
+
+
+def _rope(keys: _Keys, architecture: str, head_dim: int) -> _Rope:
+    """Older versions write ``rope_theta`` and ``rope_scaling``, newer ones all of it into ``rope_parameters``."""
+    base = keys.take("rope_theta", float, 10000.0 if architecture == "llama" else 500000.0)
+    scaling = _Keys(keys.path, inside=keys.take("rope_scaling", dict, {}))
+    parameters = keys.take("rope_parameters", dict, {})
+    if parameters:
+        scaling.finish()
+        scaling = _Keys(keys.path, inside=parameters)
+    base = scaling.take("rope_theta", float, base)
+    kind = scaling.take("rope_type", str, scaling.take("type", str, "default"))
+    factors = None
+    if kind == "llama3" and architecture == "llama":
+        factors = _llama3_factors(scaling, base, head_dim)
+    elif kind != "default":
+        raise UnsupportedError(f"{keys.path}: rope_type {kind!r} is not implemented", hint=NOT_KNOWN)
+    scaling.finish()
+    return _Rope(base, factors)
+
+
+def _llama3_factors(scaling: _Keys, base: float, head_dim: int) -> npt.NDArray[np.float32]:
+    """Llama 3.1's: long waves are stretched, short ones left alone, and those between in between (arXiv:2407.21783)."""
+    factor, context = scaling.take("factor", float), scaling.take("original_max_position_embeddings", int)
+    low, high = scaling.take("low_freq_factor", float), scaling.take("high_freq_factor", float)
+    if not (factor > 0 and context > 0 and base > 0 and 0 < low < high and 0 < head_dim <= _MAX_HEAD_DIM):
+        raise SourceError(f"{scaling.path}: numbers of rope_type llama3 contradict each other", hint=INCOMPLETE)
+    turns = context * base ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim) / (2 * math.pi)
+    short = ((turns - low) / (high - low)).clip(0, 1)
+    factors: npt.NDArray[np.float32] = (1 / ((1 - short) / factor + short)).astype(np.float32)
+    return factors
 
 
 def _bit_linear(keys: _Keys, architecture: str) -> _BitLinear | None:

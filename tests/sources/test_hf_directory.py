@@ -180,6 +180,17 @@ def test_rope_is_read_from_old_and_new_keys(tmp_path: Path) -> None:
     assert sources.open(path).metadata["llama.rope.freq_base"] == 1e4
 
 
+@pytest.mark.parametrize("wrong", [{"factor": 0.0}, {"low_freq_factor": 4.0}, {"original_max_position_embeddings": 0}])
+def test_numbers_of_stretched_positions_are_checked(wrong: dict[str, Any], tmp_path: Path) -> None:
+    path = small(tmp_path, "stretched", "llama")
+    assert sources.open(path).tensors["rope_freqs.weight"].shape == (16,)
+    scaling = json.loads((path / "config.json").read_text())["rope_scaling"]
+    with pytest.raises(SourceError, match="contradict"):
+        sources.open(change(path, rope_scaling={**scaling, **wrong}))
+    with pytest.raises(SourceError, match="lacks factor"):
+        sources.open(change(path, rope_scaling={"rope_type": "llama3", "original_max_position_embeddings": 16}))
+
+
 BITNET = {"quant_method": "bitnet"}
 REFUSED: dict[str, tuple[dict[str, Any], type[RyzcError], str]] = {
     "another type": ({"model_type": "mamba"}, UnsupportedError, "mamba"),
@@ -188,8 +199,9 @@ REFUSED: dict[str, tuple[dict[str, Any], type[RyzcError], str]] = {
     "text for a number": ({"hidden_size": "64"}, SourceError, "hidden_size"),
     "no heads": ({"num_attention_heads": 0}, SourceError, "head_count"),
     "a bias": ({"attention_bias": True}, UnsupportedError, "attention_bias"),
-    "scaled positions": ({"rope_scaling": {"rope_type": "yarn"}}, UnsupportedError, "rope_scaling"),
-    "scaled positions by new keys": ({"rope_parameters": {"rope_type": "llama3"}}, UnsupportedError, "rope_type"),
+    "scaled positions": ({"rope_scaling": {"type": "yarn"}}, UnsupportedError, "rope_type 'yarn'"),
+    "scaled positions by new keys": ({"rope_parameters": {"rope_type": "llama3"}}, UnsupportedError, "'llama3'"),
+    "scaling that is not known": ({"rope_scaling": {"factor": 8.0}}, UnsupportedError, "factor = 8.0"),
     "an unknown key": ({"logit_scale": 2.0}, UnsupportedError, "logit_scale = 2.0"),
     "no method": ({"quantization_config": ...}, UnsupportedError, "may be BitNet's or plain"),
     "another method": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, UnsupportedError, "gptq"),
