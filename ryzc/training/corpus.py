@@ -16,6 +16,7 @@ from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
+from ryzc.errors import RyzcError
 from ryzc.runtime.engine import Engine
 from ryzc.runtime.sampling import SamplingParams
 from ryzc.runtime.stream import Stream
@@ -84,7 +85,7 @@ def tidy(text: str, complete: bool) -> str | None:
         {0x2026: "...", 0x2019: "'", 0x2018: "'", 0x201C: '"', 0x201D: '"', 0x2013: "-", 0x2014: "-"}
     )
     if not complete:
-        end = max(story.rfind(mark) for mark in (".", "!", "?", '."', '!"', '?"'))
+        end = max(map(story.rfind, ".!?"))
         story = story[: end + 1] + ('"' if story[end + 1 : end + 2] == '"' else "")
     plain = story.isascii() and SEPARATOR not in story
     return story if plain and len(story.split()) >= 40 else None
@@ -144,21 +145,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ryzc.training.corpus", description=__doc__.split(":")[0] + ".")
     parser.add_argument("bundle", type=Path, help="the model that writes, compiled (ryzc build smollm2)")
     parser.add_argument("--out", type=Path, required=True, help="the corpus; what is there is continued")
-    parser.add_argument("--stories", type=int, default=4000, help="how many are asked for (%(default)s)")
+    parser.add_argument("--stories", type=int, default=2400, help="how many are asked for (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="%(default)s")
     parser.add_argument("--threads", type=int, help="by default the physical cores")
     parser.add_argument("--together", type=int, default=32, help="stories written at a time (%(default)s)")
     parser.add_argument("--most", type=int, default=180, help="tokens of a story at most (%(default)s)")
     options = parser.parse_args()
-    write(
-        options.bundle,
-        options.out,
-        stories=options.stories,
-        seed=options.seed,
-        threads=options.threads,
-        together=options.together,
-        most=options.most,
-    )
+    try:
+        write(
+            options.bundle,
+            options.out,
+            stories=options.stories,
+            seed=options.seed,
+            threads=options.threads,
+            together=options.together,
+            most=options.most,
+        )
+    except RyzcError as error:
+        hint = f"hint: {error.hint}\n" if error.hint else ""
+        parser.exit(error.exit_code, f"error: {error}\n{hint}")
     print(f"{hashlib.sha256(options.out.read_bytes()).hexdigest()}  {options.out}")
 
 

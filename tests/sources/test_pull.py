@@ -324,6 +324,32 @@ def test_pulls_at_once_fetch_once(index: Index, tmp_path: Path) -> None:
     assert len(index.files_asked_for()) == len(WHEELS)
 
 
+# -- what comes with ryzc ----------------------------------------------------------------------------------------------
+
+
+def test_a_sample_that_comes_with_ryzc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("nothing needs fetching")
+
+    monkeypatch.setattr(package_index, "locate", refused)
+    monkeypatch.setattr(package_index, "fetch", refused)
+    place = pull("bitnet-stories", cache=tmp_path)
+    assert place.parent.name == "assets"
+    assert place.stat().st_size == samples.SAMPLES["bitnet-stories"].bytes
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sample_that_came_damaged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sample = samples.SAMPLES["bitnet-stories"]
+    monkeypatch.setattr("ryzc.sources.pull.ASSETS", tmp_path)
+    with pytest.raises(DownloadError, match="cannot be read") as caught:
+        pull(sample.name)
+    assert "install it again" in (caught.value.hint or "")
+    (tmp_path / sample.file).write_bytes(b"GGUF")
+    with pytest.raises(DownloadError, match=f"{sample.sha256} is pinned"):
+        pull(sample.name)
+
+
 # -- names -------------------------------------------------------------------------------------------------------------
 
 
