@@ -109,6 +109,14 @@ def test_one_who_reads_nothing_holds_up_nobody(server: Listening) -> None:
     assert memory(server) - before < 64 << 20
 
 
+def test_one_who_reads_nothing_holds_up_no_stop(bundle: Path) -> None:
+    with serving(bundle) as server:
+        fields = {"n": 3, "logprobs": True, "top_logprobs": 20, "ignore_eos": True, "max_tokens": 1500}
+        with closing(begin(server.url, **fields)):
+            wait(lambda: metric(server, DROPPED) == 1, 20)
+            assert server.stop() == 0
+
+
 def test_ten_times_as_many_as_fit(server: Listening) -> None:
     before = memory(server)
     fields = {"messages": MESSAGES, "max_tokens": 48, "ignore_eos": True, "stream": True}

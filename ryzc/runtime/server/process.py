@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
+import socket as socketlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -74,6 +76,17 @@ async def _serve(config: Config, entries: Sequence[Entry], load: Callable[[Entry
             raise UserError(f"cannot listen on {config.host}:{config.port}", hint="choose another --port or --host")
 
 
+def _forget_the_deaf(listening: int, seconds: float) -> None:
+    """Let the kernel end connections whose clients take nothing for so long.
+
+    A closed transport first sends what it holds; without this it would wait for such a client for ever, and so would a
+    stop. Accepted sockets inherit the option; where a system lacks it, a second signal stops.
+    """
+    if seconds and hasattr(socketlib, "TCP_USER_TIMEOUT"):
+        with socketlib.socket(fileno=os.dup(listening)) as same:
+            same.setsockopt(socketlib.IPPROTO_TCP, socketlib.TCP_USER_TIMEOUT, int(1000 * seconds))
+
+
 class _Lines(logging.Handler):
     """What uvicorn has to say, in our log: only what went wrong."""
 
@@ -121,6 +134,8 @@ class Server(uvicorn.Server):
         config = self._service.config
         scheme = "https" if config.ssl_certfile else "http"
         for listening in self.servers:
+            for one in listening.sockets:
+                _forget_the_deaf(one.fileno(), 1.5 * config.send_timeout)  # after we have, who log it
             host, port = listening.sockets[0].getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             log.info("listening", url=f"{scheme}://{shown}:{port}", models=",".join(self._service.models.entries))
