@@ -135,7 +135,7 @@ def check_codes(shape: Shape, cache: CodeCache, q: F32, sequences: Array, positi
     behind one more Hadamard transform, which is undone here: it adds the roundings of its sums.
     """
     per_kv, size = shape.heads // shape.kv_heads, block(shape.head_dim)
-    q_codes, q_steps = byte_codes_of(q, size)
+    q_codes, q_steps = query_codes_of(q, size)
     for i, (sequence, position) in enumerate(zip(sequences, positions, strict=True)):
         first = max(0, position + 1 - shape.window) if shape.window else 0
         where = np.arange(first, position + 1)
@@ -157,14 +157,13 @@ def check_codes(shape: Shape, cache: CodeCache, q: F32, sequences: Array, positi
         close(hadamard(found[i], size), np.einsum("thd,thd->hd", weights, v), bound)
 
 
-def byte_codes_of(x: F32, size: int) -> tuple[Array, Array]:
-    """Codes of 8 bits and the scale of each element, by the float32 operations of the meaning."""
+def query_codes_of(x: F32, size: int) -> tuple[Array, Array]:
+    """Codes of queries and the scale of each element, by the float32 operations of the meaning."""
     parts = x.reshape(*x.shape[:-1], -1, size)
-    exact = np.abs(parts).max(axis=-1, keepdims=True) / np.float32(127)
-    bits = exact.view(np.uint32)
-    step = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).astype(np.uint32).view(np.float32)
-    codes = np.rint(parts * (np.float32(1) / step)).astype(np.float64)
-    return codes.reshape(x.shape), np.broadcast_to(step, parts.shape).reshape(x.shape).astype(np.float64)
+    amax = np.abs(parts).max(axis=-1, keepdims=True)
+    codes = np.rint(parts * (np.float32(32258) / amax)).astype(np.float64)
+    step = np.broadcast_to(amax / np.float32(32258), parts.shape)
+    return codes.reshape(x.shape), step.reshape(x.shape).astype(np.float64)
 
 
 def check_float(shape: Shape, cache: Cache, q: F32, sequences: Array, positions: Array, found: F32) -> None:

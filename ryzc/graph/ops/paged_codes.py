@@ -84,6 +84,33 @@ _BASIC = (
         scale = Squeeze (scale3, last)
     }
     """,
+    # x f32[T, W] -> the same shape: each block rounded to whole multiples of its largest magnitude / 32258
+    """
+    RoundQueries <block> (x) => (y)
+    {
+        size = Constant<value_int = @block> ()
+        axis0 = Constant<value_ints = [0]> ()
+        last = Constant<value_ints = [-1]> ()
+        size1 = Unsqueeze (size, axis0)
+        by_block = Concat<axis = 0> (axis0, last, size1)
+        x3 = Reshape (x, by_block)
+        magnitude = Abs (x3)
+        amax = ReduceMax<keepdims = 1> (magnitude, last)
+        tiny = Constant<value_float = 7.8886090522101181e-31> ()
+        zero = Less (amax, tiny)
+        most = Constant<value_float = 32258.0> ()
+        nothing = Constant<value_float = 0.0> ()
+        inverse_or_more = Div (most, amax)
+        inverse = Where (zero, nothing, inverse_or_more)
+        scale_or_less = Div (amax, most)
+        scale = Where (zero, nothing, scale_or_less)
+        scaled = Mul (x3, inverse)
+        codes = Round (scaled)
+        rounded = Mul (codes, scale)
+        shape = Shape (x)
+        y = Reshape (rounded, shape)
+    }
+    """,
     # x f32[T, W] -> codes f32[T, W], whole numbers in 0 .. 15, scale f32[T, W / block] and zero f32[T, W / block],
     # whole numbers in 0 .. 30. Of six grids the first with the least squared error: the smallest of 256 scales that
     # holds the block and the next smaller one, each with the codes around the block's middle, or half a step aside.
@@ -302,8 +329,7 @@ def _attention(name: str) -> str:
         {_signed("v", format_.value_bits)}
         k = ai.ryzc.Scaled (k_signed, k_scales_all)
 
-        q_codes, q_scale = ai.ryzc.QuantizeBlocks<block = @block> (q)
-        q_kept = ai.ryzc.Scaled (q_codes, q_scale)
+        q_kept = ai.ryzc.RoundQueries<block = @block> (q)
         by_head = Concat<axis = 0> (first1, heads1, rest1)
         q3 = Reshape (q_kept, by_head)
         q_rows = Transpose<perm = [1, 0, 2]> (q3)

@@ -1,7 +1,8 @@
 """Attention over keys and values kept as codes: sums over products are exact integers.
 
-Queries come transformed as keys and values were, see :mod:`.hadamard`, and are quantized in blocks of 8 bits, see
-:mod:`.head_codes`. A block of a key has one scale, or two groups with a scale each. Of each page, in ascending order:
+Queries come transformed as keys and values were, see :mod:`.hadamard`, and are quantized by blocks to codes of two
+bytes, see :mod:`.head_codes`: beside the rounding of keys, theirs then counts for nothing. A block of a key has one
+scale, or two groups with a scale each. Of each page, in ascending order:
 
     score   = block by block, and in it group by group: + (sum of q code * key code) * key scale * q scale
     best'   = max(best, scores), over the slots that the row sees
@@ -39,7 +40,15 @@ from ryzc.templates.kernels.attention_rows import (
     tile,
 )
 from ryzc.templates.kernels.hadamard import hadamard
-from ryzc.templates.kernels.head_codes import byte_codes, group_scale, load_bfloat16, load_bytes, unpacked
+from ryzc.templates.kernels.head_codes import (
+    QUERY_BASE,
+    group_scale,
+    load_bfloat16,
+    load_bytes,
+    query_codes,
+    two_bytes,
+    unpacked,
+)
 from ryzc.templates.kernels.pages import Pages
 from ryzc.templates.kernels.scalar_math import exp2
 
@@ -86,7 +95,7 @@ class CodeRows(Rows):
         self.blocks = head_dim // pages.block
         self.key_groups = self.blocks if pages.key_bits == 8 else pages.groups
         self.value_groups = 1 if pages.value_bits == 8 else pages.groups
-        self.query_codes = fn.stack(I8, self.count * head_dim)
+        self.query_bytes = [fn.stack(I8, self.count * head_dim) for _ in range(2)]
         self.query_scales = fn.stack(F32, self.count * self.blocks)
         self.query_starts = fn.stack(I32, self.count * self.key_groups)
         self.scores_bytes = 4 * self.count * slots
@@ -100,9 +109,10 @@ class CodeRows(Rows):
         self.start()
         per_group = head_dim // self.key_groups // LANES
         for row, at in self.places(stride):
-            codes, scales = byte_codes(fn, fn.at(q, at), head_dim, self.pages.block)
+            codes, scales = query_codes(fn, fn.at(q, at), head_dim, self.pages.block)
             for i, code in enumerate(codes):
-                fn.store(code.to_int(I8), self.query_codes, row * head_dim + i * LANES, align=16)
+                for place, part in zip(self.query_bytes, two_bytes(code), strict=True):
+                    fn.store(part.to_int(I8), place, row * head_dim + i * LANES, align=16)
             for g in range(self.key_groups):
                 first, *others = codes[g * per_group : (g + 1) * per_group]
                 # Codes of 8 bits are stored with 128 added, codes of 4 bits have a zero point.
@@ -235,17 +245,24 @@ class CodeRows(Rows):
     def _add_group(self, group: _Group, rows: range, scores: Sequence[Value], later: Value | None) -> list[Value]:
         """``score + (sum of q code * key code) * key scale * q scale``, ``[row][vector of keys]``."""
         fn, top = self.fn, _TOP[self.pages.key_bits]
-        sums = {row: [Dot(start) for start in self._starts(group, row)] for row in rows}
-        for quad in range(group.quads):
-            registers = group.load(quad)
-            if later is not None:
-                turn = group.element // QUAD + quad, self.pages.block // QUAD
-                self._ask(later, 0, group.block, self.blocks, turn)
-            for row in rows:
-                place = row * self.pages.head_dim + group.element + QUAD * quad
-                query = fn.load(I32, self.query_codes, group.block * self.pages.block, place, align=4)
-                splat = query.splat(self.isa.lanes)
-                sums[row] = [self.isa.add(s, code, splat, top) for s, code in zip(sums[row], registers, strict=True)]
+        nothing = [Dot(fn.const(self.register, 0))] * (len(group.steps) * self.parts)
+        sums = dict.fromkeys(rows, nothing)
+        for part, place in enumerate(self.query_bytes):
+            if part:  # what was summed counts 254, and the rest is added to it
+                for row in rows:
+                    pairs = zip(sums[row], self._starts(group, row), strict=True)
+                    sums[row] = [Dot(self.isa.total(dot) * QUERY_BASE + start) for dot, start in pairs]
+            for quad in range(group.quads):
+                registers = group.load(quad)
+                if later is not None and not part:
+                    turn = group.element // QUAD + quad, self.pages.block // QUAD
+                    self._ask(later, 0, group.block, self.blocks, turn)
+                for row in rows:
+                    at = row * self.pages.head_dim + group.element + QUAD * quad
+                    splat = fn.load(I32, place, group.block * self.pages.block, at, align=4).splat(self.isa.lanes)
+                    sums[row] = [
+                        self.isa.add(s, code, splat, top) for s, code in zip(sums[row], registers, strict=True)
+                    ]
         before, after = iter(scores), []
         for row in rows:
             step = fn.load(F32, self.query_scales, group.block << 2, 4 * row * self.blocks, align=4).splat(LANES)

@@ -1,5 +1,8 @@
 """Codes of a head of a query, key or value.
 
+Queries, which nothing keeps: codes in -32258 .. 32258 and a float32 scale for each block; a code is 254 times a
+signed byte and another one, so that products by keys are two integer sums.
+
 8 bits: codes in -127 .. 127 and a bfloat16 scale for each block; element = code * scale.
 
 4 bits: for each group of 16 a code in 0 .. 15, a zero point in 0 .. 30 and a scale, a byte each;
@@ -17,19 +20,44 @@ from ryzc.kv_formats import SCALE_BIAS, SCALE_SHIFT
 from ryzc.templates.kernels.activations import TINY
 
 LANES = 16
+QUERY_BASE = 254
+QUERY_TOP = 127 * QUERY_BASE
 _CODES = 15
 _LAST_SCALE = 255
+
+
+def query_codes(fn: Function, x: Value, head_dim: int, block: int) -> tuple[list[Value], list[Value]]:
+    """Codes of a query ``float32 [head_dim]``, int32 in vectors of 16, and the scale of each block."""
+    codes, scales = [], []
+    for first in range(0, head_dim, block):
+        vectors, amax = _block(fn, x, first, block)
+        counts = amax.compare(">=", TINY)
+        inverse = counts.select(fn.const(F32, float(QUERY_TOP)) / amax, 0.0).splat(LANES)
+        codes += [(vector * inverse).rint().to_int(I32) for vector in vectors]
+        scales.append(counts.select(amax / float(QUERY_TOP), 0.0))
+    return codes, scales
+
+
+def two_bytes(codes: Value) -> tuple[Value, Value]:
+    """What of a query's codes counts 254, and the rest; both in -127 .. 127."""
+    high = (codes.to_float() * (1 / QUERY_BASE)).rint().to_int(I32)
+    return high, codes - high * QUERY_BASE
+
+
+def _block(fn: Function, x: Value, first: int, block: int) -> tuple[list[Value], Value]:
+    """A block in vectors of 16, and the largest magnitude in it."""
+    vectors = [fn.load(vec(F32, LANES), x, 4 * d, align=4) for d in range(first, first + block, LANES)]
+    largest = vectors[0].abs()
+    for vector in vectors[1:]:
+        largest = largest.maximum(vector.abs())
+    return vectors, largest.max()
 
 
 def byte_codes(fn: Function, x: Value, head_dim: int, block: int) -> tuple[list[Value], list[Value]]:
     """8-bit codes of ``float32 [head_dim]``, int32 in vectors of 16, and the scale of each block."""
     codes, scales = [], []
     for first in range(0, head_dim, block):
-        vectors = [fn.load(vec(F32, LANES), x, 4 * d, align=4) for d in range(first, first + block, LANES)]
-        largest = vectors[0].abs()
-        for vector in vectors[1:]:
-            largest = largest.maximum(vector.abs())
-        amax = largest.max()
+        vectors, amax = _block(fn, x, first, block)
         counts = amax.compare(">=", TINY)
         scale = counts.select(_bfloat16(amax / 127.0), 0.0)
         inverse = counts.select(fn.const(F32, 1.0) / scale, 0.0).splat(LANES)
