@@ -66,6 +66,14 @@ SAMPLES: Final = {
     sample.name: sample
     for sample in (
         Sample(
+            name="bitnet-stories",
+            file="bitnet-stories.gguf",
+            sha256="9af55aa44be83bcc456682b6155cfaf6bd271b4276362e4b216543b5c23bf080",
+            bytes=1_458_560,
+            parts=(),
+            license="Apache-2.0 (trained by ryzc on text that SmolLM2-135M-Instruct, Apache-2.0, wrote)",
+        ),
+        Sample(
             name="smollm2",
             file="SmolLM2-135M-Instruct.Q4_1.gguf",
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",

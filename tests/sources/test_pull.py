@@ -341,7 +341,7 @@ def test_a_sample_that_comes_with_ryzc(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 def test_a_sample_that_came_damaged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sample = samples.SAMPLES["bitnet-stories"]
-    monkeypatch.setattr("ryzc.sources.pull.ASSETS", tmp_path)
+    monkeypatch.setattr(sys.modules["ryzc.sources.pull"], "ASSETS", tmp_path)
     with pytest.raises(DownloadError, match="cannot be read") as caught:
         pull(sample.name)
     assert "install it again" in (caught.value.hint or "")
