@@ -76,10 +76,10 @@ class PackedBlocks:
         m = self._half(block, 1, row) if fmt.min_sign else None
         if m is not None and fmt.min_sign < 0:
             m = -m
-        if not factor_words(fmt):
-            return [Scales(d, m)]
-        words = self._factor_words(block, row)
         groups = fmt.block // fmt.group
+        if not factor_words(fmt):
+            return [Scales(d, m)] * groups
+        words = self._factor_words(block, row)
         found = []
         for g in range(groups):
             scale = d * self._factor(words, g, signed=fmt.scale_bits == 8)
