@@ -95,6 +95,10 @@ def build(
     tell("plan", 0, 1)
     planned = partial(plan, checkpoint, activations=activations, kv=kv)
     lowered = planned(ternary=ternary or layouts.USUAL, observer=observer)
+    if ternary and not layouts.present(lowered):
+        raise UsageError(
+            f"{checkpoint.path.name} has no ternary weights to lay out as {ternary}", hint="build it without --ternary"
+        )
     tell("plan", 1, 1)
 
     found = {}

@@ -43,7 +43,7 @@ def choose(plans: Callable[[str], Lowered], target: Target, threads: int, cold_b
     """
     layouts = bit_linear.layouts(instruction_sets.BY_NAME[target.isa])
     lowered = {layout: plans(layout) for layout in layouts}
-    if not any(spec.family == "bit_linear" for spec in lowered[USUAL].plan.kernels):
+    if not present(lowered[USUAL]):
         return ()
     subjects = {layout: _subjects(each, target) for layout, each in lowered.items()}
     counts = sorted({1, threads})
@@ -52,6 +52,11 @@ def choose(plans: Callable[[str], Lowered], target: Target, threads: int, cold_b
         for symbol in subjects[USUAL]
         for choice in _measure({layout: s[symbol] for layout, s in subjects.items()}, target, counts, cold_bytes)
     )
+
+
+def present(lowered: Lowered) -> bool:
+    """Whether a model has ternary weights."""
+    return any(spec.family == "bit_linear" for spec in lowered.plan.kernels)
 
 
 def by_shape(choices: Sequence[LayoutChoice]) -> Layouts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import ternary_models
@@ -11,8 +12,8 @@ from compiled import runnable_targets
 from ryzc import targets
 from ryzc.bundle.tuning import LayoutChoice
 from ryzc.bundle.tuning import Trial as Record
-from ryzc.compiler import plan
-from ryzc.errors import UnsupportedError
+from ryzc.compiler import build, plan
+from ryzc.errors import UnsupportedError, UsageError
 from ryzc.lower import layouts, shared_object
 
 
@@ -40,11 +41,13 @@ def test_the_most_threads_decide() -> None:
     assert layouts.by_shape(found) == {(64, 32): "planes"}
 
 
-def test_other_models_have_nothing_to_choose(smollm2_path: object) -> None:
+def test_other_models_have_nothing_to_choose(smollm2_path: Path, tmp_path: Path) -> None:
     from ryzc import sources
 
     planned = partial(plan, sources.open(str(smollm2_path)))
     assert layouts.choose(lambda layout: planned(ternary=layout), targets.get(runnable_targets()[0]), 2, 1 << 20) == ()
+    with pytest.raises(UsageError, match="no ternary weights"):
+        build(str(smollm2_path), tmp_path / "no.ryzc", ternary="dense")
 
 
 def test_a_layout_without_a_kernel_is_refused() -> None:
