@@ -45,8 +45,8 @@ from ryzc.kv_formats import KV_FORMATS
     "--quant",
     type=click.Choice(["ternary", "ternary2"]),
     help="Round the linear layers' weights: ternary to one ternary digit each (2.5 bits with scales), which destroys"
-    " models that were not trained for it, ternary2 to two (3.5 bits). Calibrates on a text, and tells perplexity beside"
-    " the source's; about a minute for 135M parameters.",
+    " models that were not trained for it, ternary2 to two (3.5 bits). Calibrates on a text and tells perplexity"
+    " beside the source's; about a minute for 135M parameters.",
 )
 @click.option(
     "--head",
