@@ -22,13 +22,16 @@ from ryzc.errors import QualityError, UsageError
 from ryzc.kv_formats import KV_FORMATS
 from ryzc.lower import Lowered, layouts, lower, shared_object, tuner
 from ryzc.lower.weights import Produce
-from ryzc.passes import pipeline
-from ryzc.runtime import kv_quality
+from ryzc.passes import pipeline, quantize_weights
+from ryzc.runtime import kv_quality, weight_quality
 from ryzc.runtime.perplexity import Perplexity
+from ryzc.runtime.tokenizer import Tokenizer
 from ryzc.sources import tokenizers
 from ryzc.sources.checkpoint import Checkpoint
 
 Observer = Callable[[str, ir.Model], None]
+_CHARACTERS = 16
+"""A token has fewer on average."""
 
 
 class Progress(Protocol):
@@ -42,6 +45,10 @@ def _silent(stage: str, done: int, total: int) -> None:
     del stage, done, total
 
 
+def _unheard(sentence: str) -> None:
+    del sentence
+
+
 def build(
     source: str | Path,
     output: str | Path | None = None,
@@ -51,8 +58,11 @@ def build(
     tune: bool = False,
     kv: str | None = None,
     ternary: str | None = None,
+    quant: str | None = None,
+    head: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    notice: Callable[[str], None] | None = None,
     observer: Observer | None = None,
 ) -> Path:
     """Compile a model into a bundle.
@@ -67,8 +77,13 @@ def build(
             of f32. What keeps them as codes is tried first: see :mod:`ryzc.runtime.kv_quality`.
         ternary: layout of ternary weights, see :mod:`ryzc.formats.trits`; by default what is faster on this CPU where
             the build is tuned, else ``planes``.
-        force: build even where keys and values as asked for cost more than their bound, and do not try.
+        quant: round the linear layers to ``ternary`` or ``ternary2`` (one or two ternary digits a weight), see
+            :mod:`ryzc.passes.quantize_weights`. What that costs is measured: see :mod:`ryzc.runtime.weight_quality`.
+        head: round the head to this weight format: ``q8_0``, ``q4_1`` or ``q4_0``.
+        force: build even where keys and values as asked for cost more than their bound, and measure neither that nor
+            what ``quant`` and ``head`` cost.
         progress: called as stages advance.
+        notice: called with what should be told of the bundle; its manifest has it too.
         observer: called with the graph after every pass.
 
     Returns:
@@ -86,14 +101,17 @@ def build(
         tuner.check(chosen)
 
     tell("read", 0, 1)
+    quantize_weights.check(quant, head)
     checkpoint = sources.open(source)
     destination = Path(output) if output is not None else Path(f"{sources.stem(checkpoint.path)}.ryzc")
     bundle.check_destination(destination)
     tokenizer_json = tokenizers.build(checkpoint.vocabulary)
     tell("read", 1, 1)
 
+    weights = _ask(checkpoint, quant, head, tell) if quant or head else None
+
     tell("plan", 0, 1)
-    planned = partial(plan, checkpoint, activations=activations, kv=kv)
+    planned = partial(plan, checkpoint, activations=activations, kv=kv, weights=weights)
     lowered = planned(ternary=ternary or layouts.USUAL, observer=observer)
     if ternary and not layouts.present(lowered):
         raise UsageError(
@@ -101,9 +119,18 @@ def build(
         )
     tell("plan", 1, 1)
 
-    found = {}
+    found = {key: name for key, name in (("quant", quant), ("head", head)) if name}
+    if weights is not None and not weights.done:
+        raise UsageError(
+            f"{checkpoint.path.name}: there is nothing to round to {' or '.join(found.values())}",
+            hint="a BitNet's layers are ternary already; build without --quant and --head",
+        )
     if KV_FORMATS[lowered.plan.kv.dtype].coded and not force:
-        found["kv_cost"] = str(_try_kv(checkpoint, lowered, destination.absolute().parent, tell))
+        found["kv_cost"] = str(_try_kv(checkpoint, lowered, planned(kv="f16"), destination.absolute().parent, tell))
+    if weights is not None and not force:
+        loss = _try_weights(checkpoint, lowered, planned(weights=None), destination.absolute().parent, tell)
+        found["quant_cost"] = str(loss)
+        (notice or _unheard)(str(loss))
 
     files = {}
     if tune:
@@ -148,6 +175,7 @@ def plan(
     *,
     activations: str = "int8",
     kv: str | None = None,
+    weights: quantize_weights.Asked | None = None,
     ternary: layouts.Layouts | str = layouts.USUAL,
     observer: Observer | None = None,
 ) -> Lowered:
@@ -158,7 +186,9 @@ def plan(
     if observer is not None:
         observer("model", semantic.ir_model)
     kv_dtype = kv or ("f16" if activations == "int8" else "f32")
-    reports = pipeline.run(semantic.ir_model, activations=activations, kv_dtype=kv_dtype, observer=observer)
+    reports = pipeline.run(
+        semantic.ir_model, activations=activations, kv_dtype=kv_dtype, weights=weights, observer=observer
+    )
     notes = {report.name: json.dumps(dict(report.figures), sort_keys=True) for report in reports}
     return lower(
         semantic.ir_model,
@@ -180,19 +210,60 @@ def _choose_layouts(
     )
 
 
-def _try_kv(checkpoint: Checkpoint, asked: Lowered, directory: Path, tell: Progress) -> kv_quality.Cost:
-    """What keys and values as asked for cost beside float16, measured on this CPU with bundles that are thrown away.
+def _ask(checkpoint: Checkpoint, quant: str | None, head: str | None, tell: Progress) -> quantize_weights.Asked:
+    """How weights are to be rounded; for layers, what their columns count is seen in a text that no build measures."""
+    if quant is None:
+        return quantize_weights.Asked(layers=None, head=head)
+    tell("calibrate", 0, 1)
+    tokenizer = Tokenizer(tokenizers.build(checkpoint.vocabulary), tokenizers.settings(checkpoint.vocabulary))
+    semantic = models.load(checkpoint)
+    size = min(kv_quality.CONTEXT, semantic.config.context_length)
+    text = kv_quality.text()[-size * _CHARACTERS :]
+    importance = quantize_weights.importance(semantic.ir_model, tokenizer.encode(text)[:size])
+    tell("calibrate", 1, 1)
+    return quantize_weights.Asked(quantize_weights.LAYERS[quant], head, importance)
+
+
+def _try_kv(
+    checkpoint: Checkpoint, asked: Lowered, reference: Lowered, directory: Path, tell: Progress
+) -> kv_quality.Cost:
+    """What keys and values as asked for cost beside float16.
 
     Raises:
         QualityError: more than the format's bound.
         TargetError: this CPU runs no bundle.
     """
-    target, total = target_table.get("native"), 2 * kv_quality.WINDOWS
-    lowered = {"f16": plan(checkpoint, activations=asked.plan.activations, kv="f16"), asked.plan.kv.dtype: asked}
+    before, after = _measured(checkpoint, [reference, asked], directory, partial(tell, "try"))
+    cost = kv_quality.cost(asked.plan.kv.dtype, after, before)
+    if cost.excessive:
+        raise QualityError(
+            f"{checkpoint.path.name}: {cost.format.name} keys and values cost above {cost.format.bound:.1%}: {cost}",
+            hint="keep more bits (`ryzc eval kv` compares), or build all the same with --force (force=True)",
+        )
+    return cost
+
+
+def _try_weights(
+    checkpoint: Checkpoint, asked: Lowered, reference: Lowered, directory: Path, tell: Progress
+) -> weight_quality.Loss:
+    """What rounded weights cost beside those of the source.
+
+    Raises:
+        TargetError: this CPU runs no bundle.
+    """
+    before, after = _measured(checkpoint, [reference, asked], directory, partial(tell, "judge"))
+    return weight_quality.Loss(after.value, before.value)
+
+
+def _measured(
+    checkpoint: Checkpoint, plans: Sequence[Lowered], directory: Path, tell: Callable[[int, int], None]
+) -> list[Perplexity]:
+    """Perplexities on this CPU, of bundles that are thrown away."""
+    target, total = target_table.get("native"), len(plans) * kv_quality.WINDOWS
     found: list[Perplexity] = []
-    with tempfile.TemporaryDirectory(prefix=".ryzc-kv-", dir=directory if directory.is_dir() else None) as place:
-        for name, each in lowered.items():
-            path, before = Path(place) / f"{name}.ryzc", len(found) * kv_quality.WINDOWS
+    with tempfile.TemporaryDirectory(prefix=".ryzc-try-", dir=directory if directory.is_dir() else None) as place:
+        for each in plans:
+            path, before = Path(place) / "model.ryzc", len(found) * kv_quality.WINDOWS
             bundle.write(
                 path,
                 plan=each.plan,
@@ -204,18 +275,12 @@ def _try_kv(checkpoint: Checkpoint, asked: Lowered, directory: Path, tell: Progr
             )
             found.append(kv_quality.measure(path, progress=partial(_tried, tell, before, total)))
             shutil.rmtree(path)
-    cost = kv_quality.cost(asked.plan.kv.dtype, found[1], found[0])
-    if cost.excessive:
-        raise QualityError(
-            f"{checkpoint.path.name}: {cost.format.name} keys and values cost above {cost.format.bound:.1%}: {cost}",
-            hint="keep more bits (`ryzc eval kv` compares), or build all the same with --force (force=True)",
-        )
-    return cost
+    return found
 
 
-def _tried(tell: Progress, before: int, total: int, done: int, windows: int, value: float) -> None:
+def _tried(tell: Callable[[int, int], None], before: int, total: int, done: int, windows: int, value: float) -> None:
     del windows, value
-    tell("try", before + done, total)
+    tell(before + done, total)
 
 
 def _counted(produce: Produce, done: Callable[[], None]) -> Produce:

@@ -12,8 +12,10 @@ from ryzc.cli import _terminal
 
 STAGES = {
     "read": "reading",
+    "calibrate": "calibrating",
     "plan": "planning",
     "try": "trying keys and values",
+    "judge": "measuring what was lost",
     "tune": "tuning kernels",
     "compile": "generating code",
     "pack": "packing weights",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -133,6 +135,7 @@ def about_plan(plan: Plan, context: int) -> dict[str, Any]:
         "context_length": plan.context_length,
         "activations": plan.activations,
         "formats": formats(plan),
+        "rounded": json.loads(str(plan.notes.get("quantize_weights", "{}"))),
         "context": context,
         "memory": {**memory, "total": sum(memory.values())},
         "kv_bytes_per_token": plan.kv.page_bytes / plan.kv.page_tokens,
@@ -156,6 +159,19 @@ def formats(plan: Plan) -> list[dict[str, Any]]:
     for entry in found.values():
         entry["bits_per_weight"] = 8 * entry["bytes"] / entry["parameters"]
     return sorted(found.values(), key=lambda entry: -entry["bytes"])
+
+
+def errors(figures: Mapping[str, Any]) -> list[list[str]]:
+    """Rows about weights that a build rounded: errors of all matrices, and of those of equal name in all blocks."""
+    found: dict[str, list[float]] = {}
+    kept = [[name, value] for name, value in figures.items() if isinstance(value, str)]
+    for name, value in figures.items():
+        if isinstance(value, float):
+            found.setdefault("all" if name == "error" else re.sub(r"\.\d+\.", ".*.", name), []).append(value)
+    rows = [
+        [name, " to ".join(f"{v:.2%}" for v in sorted({min(values), max(values)}))] for name, values in found.items()
+    ]
+    return [*rows, *kept]
 
 
 def text(report: dict[str, Any]) -> str:
@@ -197,6 +213,7 @@ def text(report: dict[str, Any]) -> str:
     sections = [
         (f"{report['kind']} {report['path']}", facts),
         ("weights", kept),
+        ("error of rounded weights, relative, by the Frobenius norm", errors(report["rounded"])),
         (f"memory at a context of {report['context']} tokens", needed),
         ("files", [[name, size(nbytes)] for name, nbytes in report.get("files", {}).items()]),
         ("kernels", kernels),

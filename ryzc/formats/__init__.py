@@ -11,7 +11,7 @@ from ryzc.formats.weight_format import AffineFormat, Codes, FloatFormat, Ternary
 
 __all__ = ["AffineFormat", "Codes", "FloatFormat", "TernaryFormat", "WeightFormat", "get", "names"]
 
-_NOT_FORMATS = {"weight_format", "lanes", "trits", "bits", "exact_ternary"}
+_NOT_FORMATS = {"weight_format", "lanes", "trits", "bits", "exact_ternary", "trit_format"}
 
 
 @cache

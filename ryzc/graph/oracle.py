@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -89,6 +90,33 @@ def evaluate(
 ) -> dict[str, Array]:
     """The outputs of ``model`` (and the values in ``keep``) on ``feeds``; see :class:`Oracle`."""
     return Oracle(model, decode=decode, keep=keep).run(feeds)
+
+
+def walk(model: ir.Model, feeds: Mapping[str, Array]) -> Iterator[tuple[ir.Node, dict[str, Array]]]:
+    """Evaluate node by node: after each node, that and what it read, by name.
+
+    Needs little memory: a weight is decoded where it is read first, and no value stays after its last reader. Whoever
+    has seen enough stops asking.
+    """
+    waiting = Counter(name_of(value) for node in model.graph for value in node.inputs if value is not None)
+    values = dict(feeds)
+    for node in model.graph:
+        inputs = [value for value in node.inputs if value is not None]
+        for value in inputs:
+            if value.const_value is not None:
+                values[name_of(value)] = value.const_value.numpy()
+        read = {name_of(value): values[name_of(value)] for value in inputs}
+        names = [name_of(value) for value in node.outputs]
+        if node.op_type.startswith(DEQUANTIZE):
+            values[names[0]] = formats.get(node.op_type.removeprefix(DEQUANTIZE)).decode(*read.values())
+        else:
+            results = ReferenceEvaluator(_proto([node], read, names), new_ops=[Gelu]).run(None, read)
+            values.update((name, np.asarray(result)) for name, result in zip(names, results, strict=True))
+        yield node, read
+        for value in inputs:
+            waiting[name_of(value)] -= 1
+            if not waiting[name_of(value)]:
+                del values[name_of(value)]
 
 
 def logits(model: ir.Model, tokens: Sequence[int]) -> npt.NDArray[np.float32]:

@@ -19,6 +19,7 @@ from ryzc.passes.linear import Linear
 from ryzc.passes.pass_ import Pass, Report, apply
 from ryzc.passes.quantize_activations import QuantizeActivations
 from ryzc.passes.quantize_tokens import QuantizeTokens
+from ryzc.passes.quantize_weights import Asked, QuantizeWeights
 from ryzc.passes.select_rows import SelectRows
 from ryzc.passes.ternarize import Ternarize
 
@@ -27,13 +28,16 @@ Observer: TypeAlias = Callable[[str, ir.Model], None]
 ACTIVATIONS = ("int8", "f32")
 
 
-def passes(*, activations: str = "int8", kv_dtype: str = "f16", page_tokens: int = 32) -> tuple[Pass, ...]:
+def passes(
+    *, activations: str = "int8", kv_dtype: str = "f16", page_tokens: int = 32, weights: Asked | None = None
+) -> tuple[Pass, ...]:
     """The default pipeline.
 
     Args:
         activations: ``int8`` in blocks of 32, or ``f32`` throughout.
         kv_dtype: a name of :data:`ryzc.kv_formats.KV_FORMATS`: how keys and values are kept.
         page_tokens: tokens in a page of the cache.
+        weights: how weights are to be quantized; ``None`` leaves them as they are.
 
     Raises:
         UsageError: an argument is none of these.
@@ -41,8 +45,10 @@ def passes(*, activations: str = "int8", kv_dtype: str = "f16", page_tokens: int
     if activations not in ACTIVATIONS:
         raise UsageError(f"activations cannot be {activations!r}", hint="use int8 or f32")
     quantize: tuple[Pass, ...] = (QuantizeActivations(),) if activations == "int8" else ()
+    fewer_bits: tuple[Pass, ...] = () if weights is None else (QuantizeWeights(weights),)
     return (
         Ternarize(),
+        *fewer_bits,
         ChooseFormats(),
         Embedding(),
         Linear(),
@@ -63,15 +69,17 @@ def run(
     activations: str = "int8",
     kv_dtype: str = "f16",
     page_tokens: int = 32,
+    weights: Asked | None = None,
     observer: Observer | None = None,
 ) -> list[Report]:
     """Turn a semantic graph into a final one, in place.
 
     Args:
+        activations, kv_dtype, page_tokens, weights: see :func:`passes`.
         observer: called with a pass's name and the model after each pass; it must not change the model.
     """
     reports = []
-    for pass_ in passes(activations=activations, kv_dtype=kv_dtype, page_tokens=page_tokens):
+    for pass_ in passes(activations=activations, kv_dtype=kv_dtype, page_tokens=page_tokens, weights=weights):
         reports.append(apply(pass_, model))
         if observer is not None:
             observer(pass_.name, model)

@@ -245,6 +245,19 @@ _TQ1_0 = """
     q = Concat<axis = 2> (first, second, last)
 """
 
+_TRIT1 = """
+    pairs = Constant<value = uint8[4, 1] {0, 2, 4, 6}> ()
+    q = ai.ryzc.BitFields<span = 8, mask = 3> (qs, pairs)
+"""
+
+_TRIT2 = """
+    pairs = Constant<value = uint8[4, 1] {0, 2, 4, 6}> ()
+    low = ai.ryzc.BitFields<span = 8, mask = 3> (qs, pairs)
+    each = Constant<value = uint8[8, 1] {0, 1, 2, 3, 4, 5, 6, 7}> ()
+    high = ai.ryzc.BitFields<span = 4, mask = 1> (qh, each)
+    q = ai.ryzc.JoinBits<shift = 2> (low, high)
+"""
+
 # A row's scale, then four codes a byte, lowest bits first: stored uint8[N, 4 + K/4]. The bytes of the scale lie in
 # memory as those of a float32 do.
 _TERNARY = """
@@ -293,4 +306,6 @@ FUNCTIONS = (
     _dequantize("q6_k", [("ql", 128), ("qh", 64), ("scales", 16), ("d", 2)], _Q6_K, zero=32, sub_scales=True),
     _dequantize("tq1_0", [("qs", 32), ("qs16", 16), ("qh", 4), ("d", 2)], _TQ1_0, zero=1),
     _dequantize("tq2_0", [("qs", 64), ("d", 2)], _TQ2_0, zero=1),
+    _dequantize("trit1", [("qs", 8), ("d", 2)], _TRIT1, zero=1),
+    _dequantize("trit2", [("qs", 8), ("qh", 4), ("d", 2)], _TRIT2, zero=4),
 )
