@@ -134,8 +134,9 @@ def build(
 
     files = {}
     if tune:
-        laid_out = () if ternary else _choose_layouts(lowered, planned, chosen[0])
-        if laid_out:
+        laid_out: tuple[tuning.LayoutChoice, ...] = ()
+        if ternary is None and layouts.present(lowered):
+            laid_out = _choose_layouts(lowered, planned, chosen[0])
             lowered = planned(ternary=layouts.by_shape(laid_out))
         lowered, record = tuner.tune(lowered, chosen[0], lambda done, total: tell("tune", done, total), laid_out)
         files[tuning.FILE] = tuning.to_json(record).encode()
