@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from ryzc.kv_formats import key_bytes, value_bytes
 
-LAYOUTS = ("tiles", "gated", "plain", "planes", "planes_gated", "dense", "dense_gated")
+LAYOUTS = ("tiles", "gated", "plain", "planes", "planes_gated", "dense", "dense_gated", "lookup", "lookup_gated")
 """Of packed weights, see :class:`PackedWeight`."""
 
 Parameter: TypeAlias = str | int | float | bool | tuple[str, ...] | tuple[int, ...]
@@ -84,8 +84,8 @@ class PackedWeight:
         format: a weight format's name.
         rows, columns: logical shape; a vector has one row.
         layout: ``tiles`` (:mod:`ryzc.formats.lanes`), ``gated`` (tiles of 16 rows of the first source
-            and 16 of the second) or ``plain`` (as stored); of ternary weights ``planes`` or ``dense``
-            (:mod:`ryzc.formats.trits`), with ``_gated`` added where tiles hold rows of two sources.
+            and 16 of the second) or ``plain`` (as stored); of ternary weights ``planes``, ``dense``
+            or ``lookup`` (:mod:`ryzc.formats.trits`), with ``_gated`` added where tiles hold rows of two sources.
         offset: bytes from the start of the data section.
         bytes: packed size.
     """

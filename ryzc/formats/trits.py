@@ -1,72 +1,134 @@
-"""The packed layouts of ternary weights that kernels read; tiles of 32 rows as in :mod:`ryzc.formats.lanes`.
+"""The packed layouts of ternary weights that kernels read.
 
-A tile starts with the 32 scales, float32. Then ``[words][32 lanes][4 bytes]``, where a word holds some elements
-of K of its row, as codes ``t + 1``:
+A tile starts with the scales of its rows, float32. Words follow, each of which holds some elements of K of a row, as
+codes ``t + 1`` or as trits ``t``:
 
-* ``planes``, 2 bits a weight: 16 elements a word, element ``4 p + b`` in bits ``2 p`` and ``2 p + 1`` of byte ``b``.
-  Masked in place, plane ``p`` is a dot product's operand times ``4 ** p``.
-* ``dense``, 1.6 bits a weight: 20 elements a word, byte ``b`` is the number whose digit ``p`` to base 3, lowest
-  first, is element ``4 p + b``. Elements past K are zeros, as digits.
+* ``planes``, 2 bits a weight, tiles of 32 rows as in :mod:`ryzc.formats.lanes`: ``[words][32 lanes][4 bytes]``, 16
+  elements a word, element ``4 p + b`` in bits ``2 p`` and ``2 p + 1`` of byte ``b``, as codes. Masked in place, plane
+  ``p`` is a dot product's operand times ``4 ** p``.
+* ``dense``, 1.6 bits a weight: as ``planes``, but 20 elements a word, byte ``b`` is the number whose digit ``p`` to
+  base 3, lowest first, is the code of element ``4 p + b``.
+* ``lookup``, 1.6 bits a weight, tiles of 64 rows: ``[words][4 bytes][64 lanes]``, where byte ``b`` is the sum of
+  ``t * 3 ** p`` over the same elements as in ``dense``, -121 to 121, as magnitude with the sign in bit 7. So a register
+  holds a byte of 64 rows, all of which are looked up in one table, and a table needs the magnitudes only.
 
-Rows past ``N`` in the last tile have scale 0.
+Elements past K are zeros. Rows past ``N`` in the last tile have scale 0.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from ryzc.formats.lanes import TILE
-from ryzc.formats.weight_format import F32, U8, TernaryFormat
+from ryzc.formats.weight_format import F32, I8, U8, TernaryFormat
 
-LAYOUTS: Final = ("planes", "dense")
-SCALE_BYTES: Final = 4 * TILE
-WORD_BYTES: Final = 4 * TILE
-ELEMENTS: Final = {"planes": 16, "dense": 20}
-"""Elements of K in a word."""
-_BASE: Final = {"planes": 4, "dense": 3}
+WORD: Final = 4
+"""Bytes of a word."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout of ternary weights.
+
+    Attributes:
+        name: as above.
+        rows: of a tile.
+        digits: trits in a byte.
+        lanes_last: whether equal bytes of all rows lie side by side, and not the bytes of a word.
+    """
+
+    name: str
+    rows: int
+    digits: int
+    lanes_last: bool = False
+
+    @property
+    def elements(self) -> int:
+        """Elements of K in a word."""
+        return WORD * self.digits
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes before the words of a tile."""
+        return 4 * self.rows
+
+    @property
+    def word_bytes(self) -> int:
+        """Bytes of a word of all rows."""
+        return WORD * self.rows
+
+    def words(self, k: int) -> int:
+        """Words of a row of ``k`` elements."""
+        return -(-k // self.elements)
+
+    def tile_bytes(self, k: int) -> int:
+        """Bytes of a tile of ``k`` columns."""
+        return self.scale_bytes + self.words(k) * self.word_bytes
+
+    def tiles(self, n: int) -> int:
+        """Tiles of ``n`` rows."""
+        return -(-n // self.rows)
+
+    def bytes_of(self, trits: I8) -> U8:
+        """``int8 [..., digits, 4]`` to words ``uint8 [..., 4]``."""
+        if self.name == "lookup":
+            powers = (3 ** np.arange(self.digits)).astype(np.int8)[:, None]
+            number = (trits * powers).sum(axis=-2, dtype=np.int8)
+            return np.abs(number).view(np.uint8) | (number < 0).astype(np.uint8) << np.uint8(7)
+        weights = (self._base ** np.arange(self.digits)).astype(np.uint8)[:, None]
+        return ((trits + np.int8(1)).view(np.uint8) * weights).sum(axis=-2, dtype=np.uint8)
+
+    def trits_of(self, words: U8) -> I8:
+        """The exact inverse of :meth:`bytes_of`."""
+        if self.name == "lookup":
+            magnitude = (words & np.uint8(127)).astype(np.int16)
+            number = np.where(words >> 7, -magnitude, magnitude) + np.int16(3**self.digits // 2)
+        else:
+            number = words.astype(np.int16)
+        powers = (self._base ** np.arange(self.digits)).astype(np.int16)[:, None]
+        return (number[..., None, :] // powers % self._base).astype(np.int8) - np.int8(1)
+
+    @property
+    def _base(self) -> int:
+        return 4 if self.name == "planes" else 3
+
+
+LAYOUTS: Final = {
+    layout.name: layout
+    for layout in (Layout("planes", TILE, 4), Layout("dense", TILE, 5), Layout("lookup", 2 * TILE, 5, lanes_last=True))
+}
 _CHUNK = 1 << 18
 
 
-def words(layout: str, k: int) -> int:
-    """Words of a row of ``k`` elements."""
-    return -(-k // ELEMENTS[layout])
-
-
-def tile_bytes(layout: str, k: int) -> int:
-    """Bytes of a tile of ``k`` columns."""
-    return SCALE_BYTES + words(layout, k) * WORD_BYTES
-
-
 def pack(fmt: TernaryFormat, stored: U8, layout: str) -> U8:
-    """Stored rows ``uint8 [N, row_bytes]`` to packed tiles ``uint8 [ceil(N / 32), tile_bytes]``."""
-    n, k = len(stored), fmt.columns(stored.shape[1])
-    packed = np.empty((-(-n // TILE), tile_bytes(layout, k)), np.uint8)
-    weights = (_BASE[layout] ** np.arange(ELEMENTS[layout] // 4)).astype(np.uint8)[:, None]
-    step = max(1, _CHUNK // (TILE * k))
+    """Stored rows ``uint8 [N, row_bytes]`` to packed tiles ``uint8 [tiles, tile_bytes]`` of a layout."""
+    to, n, k = LAYOUTS[layout], len(stored), fmt.columns(stored.shape[1])
+    packed = np.empty((to.tiles(n), to.tile_bytes(k)), np.uint8)
+    step = max(1, _CHUNK // (to.rows * k))
     for start in range(0, len(packed), step):
         some = packed[start : start + step]
-        codes = np.zeros((len(some) * TILE, words(layout, k) * ELEMENTS[layout]), np.uint8)
-        scales = np.zeros(len(codes), np.float32)
-        rows = stored[start * TILE : (start + len(some)) * TILE]
-        trits, scales[: len(rows)] = fmt.parse(rows)
-        codes[: len(rows), :k] = trits + np.int8(1)
-        bytes_ = (codes.reshape(len(codes), -1, len(weights), 4) * weights).sum(axis=2, dtype=np.uint8)
-        lanes = bytes_.view(np.uint32)[..., 0].reshape(len(some), TILE, -1).transpose(0, 2, 1)
-        some[:, :SCALE_BYTES] = scales.view(np.uint8).reshape(len(some), -1)
-        some[:, SCALE_BYTES:] = np.ascontiguousarray(lanes).view(np.uint8).reshape(len(some), -1)
+        rows = stored[start * to.rows : (start + len(some)) * to.rows]
+        trits = np.zeros((len(some) * to.rows, to.words(k) * to.elements), np.int8)
+        scales = np.zeros(len(trits), np.float32)
+        trits[: len(rows), :k], scales[: len(rows)] = fmt.parse(rows)
+        words = to.bytes_of(trits.reshape(len(some), to.rows, -1, to.digits, WORD))
+        some[:, : to.scale_bytes] = scales.view(np.uint8).reshape(len(some), -1)
+        order = (0, 2, 3, 1) if to.lanes_last else (0, 2, 1, 3)
+        some[:, to.scale_bytes :] = words.transpose(order).reshape(len(some), -1)
     return packed
 
 
 def unpack(fmt: TernaryFormat, packed: U8, n: int, k: int, layout: str) -> U8:
     """The exact inverse of :func:`pack` for the first ``n`` rows of ``k`` columns."""
-    scales: F32 = np.ascontiguousarray(packed[:, :SCALE_BYTES]).view(np.float32).reshape(-1)[:n]
-    lanes: npt.NDArray[np.uint32] = np.ascontiguousarray(packed[:, SCALE_BYTES:]).view(np.uint32)
-    rows = lanes.reshape(len(packed), -1, TILE).transpose(0, 2, 1).reshape(len(packed) * TILE, -1)[:n]
-    bytes_ = np.ascontiguousarray(rows)[..., None].view(np.uint8)
-    base = _BASE[layout]
-    powers = (base ** np.arange(ELEMENTS[layout] // 4)).astype(np.uint8)[:, None]
-    codes = (bytes_[:, :, None, :] // powers % np.uint8(base)).reshape(n, -1)[:, :k]
-    return fmt.unparse(codes.astype(np.int8) - np.int8(1), scales)
+    of = LAYOUTS[layout]
+    scales: F32 = np.ascontiguousarray(packed[:, : of.scale_bytes]).view(np.float32).reshape(-1)[:n]
+    tiles = packed[:, of.scale_bytes :]
+    if of.lanes_last:
+        words = tiles.reshape(len(packed), -1, WORD, of.rows).transpose(0, 3, 1, 2)
+    else:
+        words = tiles.reshape(len(packed), -1, of.rows, WORD).transpose(0, 2, 1, 3)
+    trits = of.trits_of(words.reshape(len(packed) * of.rows, -1, WORD)[:n])
+    return fmt.unparse(np.ascontiguousarray(trits.reshape(n, -1)[:, :k]), scales)

@@ -122,5 +122,7 @@ def _pack(format_name: str, rows: npt.NDArray[np.uint8], layout: str) -> npt.NDA
 def packed_bytes(format_name: str, rows: int, columns: int, layout: str) -> int:
     """Bytes of a packed matrix."""
     fmt = formats.get(format_name)
-    tiles, ternary = -(-rows // lanes.TILE), isinstance(fmt, TernaryFormat)
-    return tiles * (trits.tile_bytes(layout, columns) if ternary else lanes.tile_bytes(fmt, columns))
+    if isinstance(fmt, TernaryFormat):
+        ternary = trits.LAYOUTS[layout]
+        return ternary.tiles(rows) * ternary.tile_bytes(columns)
+    return -(-rows // lanes.TILE) * lanes.tile_bytes(fmt, columns)

@@ -40,15 +40,16 @@ def test_rows_and_tiles_lose_nothing(shape: tuple[int, int, int]) -> None:
     assert np.array_equal(parsed[0], weights)
     assert np.array_equal(parsed[1], scales)
     assert np.array_equal(fmt.decode(stored), weights.astype(np.float32) * scales[:, None])
-    for layout in trits.LAYOUTS:
+    for layout, of in trits.LAYOUTS.items():
         packed = trits.pack(fmt, stored, layout)
-        assert packed.shape == (-(-n // TILE), trits.tile_bytes(layout, k))
+        assert packed.shape == (-(-n // of.rows), of.tile_bytes(k))
         assert np.array_equal(trits.unpack(fmt, packed, n, k, layout), stored)
 
 
 def test_bits_a_weight() -> None:
-    for layout, most in (("planes", 2.1), ("dense", 1.7)):
-        assert 8 * trits.tile_bytes(layout, 2560) / (TILE * 2560) <= most
+    for layout, most in (("planes", 2.1), ("dense", 1.7), ("lookup", 1.7)):
+        of = trits.LAYOUTS[layout]
+        assert 8 * of.tile_bytes(2560) / (of.rows * 2560) <= most
 
 
 @pytest.mark.parametrize("layout", trits.LAYOUTS)

@@ -42,7 +42,7 @@ def bundles(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) ->
     """Each instruction set with each layout that it reads, activations and caches in float where a model may choose."""
     directory, made = tmp_path_factory.mktemp("bitnet"), {}
     for target in runnable_targets():
-        for layout in ("planes", "dense") if target == "znver4" else ("planes",):
+        for layout in ("planes", "dense", "lookup") if target == "znver4" else ("planes",):
             path = directory / f"{target}-{layout}.ryzc"
             made[path.stem] = write_bundle(checkpoint, path, target=target, activations="f32", ternary=layout)
     return made

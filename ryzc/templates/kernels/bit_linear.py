@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -25,11 +25,12 @@ from ryzc.codegen.vector import F32, I8, I32, Function, Value, vec
 from ryzc.errors import UnsupportedError
 from ryzc.formats import TernaryFormat
 from ryzc.formats.lanes import TILE
-from ryzc.formats.trits import ELEMENTS, SCALE_BYTES, WORD_BYTES, tile_bytes
+from ryzc.formats.trits import LAYOUTS, WORD, Layout
 from ryzc.templates.kernels import schedule
 from ryzc.templates.kernels import token_activations as act
+from ryzc.templates.kernels.bit_lookup import LOOKUP, REACH, Lookup
 from ryzc.templates.kernels.epilogue import Epilogue
-from ryzc.templates.kernels.kernel import Kernel, begin, context_field, require_multiple
+from ryzc.templates.kernels.kernel import Kernel, begin, context_field, require_multiple, share
 from ryzc.templates.kernels.schedule import Method
 from ryzc.templates.kernels.tiling import PANEL, token_tiles, work_items
 
@@ -40,6 +41,7 @@ _QUAD = 4
 """Elements of K in an operand."""
 _STRETCH = 768
 """Elements of K that a panel takes apart at a time: 24 KiB of codes, which stay in an L1 cache."""
+_LOOKUP = "lookup-1x4"
 _IN_PLACE = 16
 """Sums that are kept apart by plane, which saves shifting codes, where no more than so many are needed."""
 
@@ -75,12 +77,19 @@ class BitLinear(Kernel):
             plain: tuple[str, ...] = ("direct-4x2", "direct-12x2", "panel-8x2", "panel-12x2")
         else:
             plain = ("direct-1x4", "direct-2x2", "direct-4x2", "panel-4x2")
+        if self._looks_up:
+            plain = (_LOOKUP, *plain)
         return (*plain, *(f"{name}-p2048" for name in plain))
 
     def default_schedule(self, isa: Isa) -> tuple[str, ...]:
         if isa.registers == 32:
-            return ("32:direct-12x2-p2048", "512:panel-12x2")
+            usual = ("32:direct-12x2-p2048", "512:panel-12x2")
+            return (f"1:{_LOOKUP}-p2048", *usual) if self._looks_up else usual
         return ("1:direct-1x4-p2048", "7:direct-4x2-p2048", "512:panel-4x2")
+
+    @property
+    def _looks_up(self) -> bool:
+        return self.layout == LOOKUP.name and self.columns <= REACH
 
     def emit(self, module: ir.Module, isa: Isa, symbol: str) -> None:
         if self.layout not in layouts(isa):
@@ -88,28 +97,58 @@ class BitLinear(Kernel):
                 f"{self.layout} ternary weights have no kernel for {isa.name}",
                 hint="build with --ternary planes, which every target reads",
             )
-        epilogue = Epilogue(self.epilogue, self.rows, self.out_stride)
         fn = begin(module, symbol, self.operands)
-        weights, codes, records, out = (fn.args[o] for o in self.operands)
         tokens = context_field(fn, self.count)
         sums = fn.stack(I32, PANEL * TILE)
-        words = _READERS[self.layout](fn, isa, self.columns)
         for method in schedule.each(fn, tokens, self.schedule or self.default_schedule(isa)):
-            multiply = _Multiply(fn, isa, words, self.columns, method, codes, sums)
-            with work_items(fn, -(-self.rows // TILE), tokens, self.columns) as (tile, first, last):
-                packed = fn.at(weights, tile * tile_bytes(self.layout, self.columns))
-                multiply.run(fn.at(packed, SCALE_BYTES), first, last)
-                with fn.loop(first, last) as token, epilogue.rows(fn, isa.lanes, wide=True) as rows:
-                    record = fn.at(records, token.index * act.RECORD_BYTES)
-                    x_scale = fn.load(F32, record, act.SCALE, align=4).splat(isa.lanes)
-                    minus_sum = fn.load(I32, record, act.MINUS_SUM, align=4).splat(isa.lanes)
-                    y = []
-                    for row in rows:
-                        total = multiply.load(token.index - first, row) + minus_sum
-                        scale = fn.load(vec(F32, isa.lanes), packed, row << 2, align=4 * isa.lanes)
-                        y.append(total.to_float() * (scale * x_scale))
-                    epilogue.write(fn, isa.lanes, [y], rows, tile, out, token.index)
+            if method.kind == "lookup":
+                self._by_lookup(fn, isa, method, tokens)
+            else:
+                self._by_products(fn, isa, method, tokens, sums)
         fn.finish()
+
+    def _by_products(self, fn: Function, isa: Isa, method: Method, tokens: Value, sums: Value) -> None:
+        words = _READERS[self.layout](fn, isa, self.columns)
+        multiply = _Multiply(fn, isa, words, self.columns, method, fn.args["codes"], sums)
+        with work_items(fn, -(-self.rows // TILE), tokens, self.columns) as (tile, first, last):
+            multiply.run(words.at(fn.args["weights"], tile), first, last)
+            with fn.loop(first, last) as token:
+                self._write(fn, isa, tile, token.index, fn.at(sums, (token.index - first) * _ROW), offset=True)
+
+    def _by_lookup(self, fn: Function, isa: Isa, method: Method, tokens: Value) -> None:
+        """Token by token, since each has tables of its own; every thread builds them for itself."""
+        lookup = Lookup(fn, self.columns, method.vectors, method.prefetch)
+        tables, sums = lookup.tables(), lookup.room()
+        with fn.loop(0, tokens) as token:
+            first, last = share(fn, LOOKUP.tiles(self.rows))
+            with fn.when(first.compare("<", last)):
+                lookup.build(tables, fn.at(fn.args["codes"], token.index * self.columns))
+            with token_tiles(fn, first, last, replace(method, tokens=method.vectors).widths) as groups:
+                for at, width in groups:
+                    words = fn.at(fn.args["weights"], at * LOOKUP.tile_bytes(self.columns), LOOKUP.scale_bytes)
+                    lookup.multiply(tables, words, sums, width)
+                    # Here a tile is one of 32 rows again.
+                    tile = at * 2
+                    stop = fn.below(tile + 2 * width, -(-self.rows // TILE))
+                    with fn.loop(tile, stop) as half:
+                        self._write(fn, isa, half.index, token.index, fn.at(sums, (half.index - tile) * _ROW))
+
+    def _write(self, fn: Function, isa: Isa, tile: Value, token: Value, sums: Value, *, offset: bool = False) -> None:
+        """Finish a tile's sums of a token, ``int32 [32 rows]``; ``offset`` where they are of codes ``t + 1``."""
+        epilogue = Epilogue(self.epilogue, self.rows, self.out_stride)
+        scales = _READERS[self.layout](fn, isa, self.columns).scales(fn.args["weights"], tile)
+        record = fn.at(fn.args["records"], token * act.RECORD_BYTES)
+        with epilogue.rows(fn, isa.lanes, wide=True) as rows:
+            x_scale = fn.load(F32, record, act.SCALE, align=4).splat(isa.lanes)
+            minus_sum = fn.load(I32, record, act.MINUS_SUM, align=4).splat(isa.lanes)
+            y = []
+            for row in rows:
+                total = fn.load(vec(I32, isa.lanes), sums, row << 2, align=4 * isa.lanes)
+                if offset:
+                    total = total + minus_sum
+                scale = fn.load(vec(F32, isa.lanes), scales, row << 2, align=4 * isa.lanes)
+                y.append(total.to_float() * (scale * x_scale))
+            epilogue.write(fn, isa.lanes, [y], rows, tile, fn.args["out"], token)
 
 
 KERNEL = BitLinear
@@ -120,21 +159,31 @@ class _Words:
     """How a layout's words become operands: unsigned codes of four elements of K, a byte each.
 
     Attributes:
+        layout: the layout.
         elements: of K in a word.
     """
 
     fn: Function
     isa: Isa
     columns: int
-    layout: ClassVar[str]
+    layout: ClassVar[Layout]
 
     @property
     def elements(self) -> int:
-        return ELEMENTS[self.layout]
+        return self.layout.elements
+
+    def scales(self, weights: Value, tile: Value) -> Value:
+        """The scales of the ``tile``-th 32 rows."""
+        return self.fn.at(weights, tile * self.layout.tile_bytes(self.columns))
+
+    def at(self, weights: Value, tile: Value) -> Value:
+        """The words of the ``tile``-th 32 rows."""
+        return self.fn.at(self.scales(weights, tile), self.layout.scale_bytes)
 
     def load(self, words: Value, index: Value, row: Value) -> Value:
         """A word of each lane's row."""
-        return self.fn.load(vec(I32, self.isa.lanes), words, index * WORD_BYTES, row << 2, align=4 * self.isa.lanes)
+        align = 4 * self.isa.lanes
+        return self.fn.load(vec(I32, self.isa.lanes), words, index * self.layout.word_bytes, row << 2, align=align)
 
     def operands(self, word: Value, count: int) -> list[Value]:
         """The first ``count`` operands of a word."""
@@ -146,7 +195,7 @@ class _Words:
 
 
 class _Planes(_Words):
-    layout = "planes"
+    layout = LAYOUTS["planes"]
 
     def operands(self, word: Value, count: int) -> list[Value]:
         return [(word >> 2 * p if p else word) & 0x03030303 for p in range(count)]
@@ -158,12 +207,12 @@ class _Planes(_Words):
 class _Dense(_Words):
     """A byte of five digits becomes one of four two-bit codes by table, and the fifth digit by comparison."""
 
-    layout = "dense"
+    layout = LAYOUTS["dense"]
 
     def _split(self, word: Value) -> tuple[Value, Value]:
         fn = self.fn
         packed = word.bits(vec(I8, 64))
-        table = [sum((b // 3**p % 3) << 2 * p for p in range(4)) for b in range(256)]
+        table = [sum((trit + 1) << 2 * p for p, trit in enumerate(trits[:4])) for trits in _trits_of_bytes(self.layout)]
         low, high = (
             fn.call(
                 "llvm.x86.avx512.vpermi2var.qi.512", packed.type, self._table(part, 0), packed, self._table(part, 1)
@@ -171,12 +220,13 @@ class _Dense(_Words):
             for part in (table[:128], table[128:])
         )
         planes = packed.compare("<", 0).select(high, low)
+        return planes.bits(word.type), self._fifth(packed).bits(word.type)
+
+    def _fifth(self, packed: Value) -> Value:
         # As signed bytes: 81 .. 127 and below -94 stand for 1, -94 .. -1 (162 and up) for 2.
         raised = packed + (-128)
-        fifth = raised.compare(">=", 162 - 128).select(
-            fn.const(packed.type, 2), raised.compare(">=", 81 - 128).select(fn.const(packed.type, 1), 0)
-        )
-        return planes.bits(word.type), fifth.bits(word.type)
+        one = raised.compare(">=", 81 - 128).select(self.fn.const(packed.type, 1), 0)
+        return raised.compare(">=", 162 - 128).select(self.fn.const(packed.type, 2), one)
 
     def _table(self, entries: list[int], half: int) -> Value:
         return self.fn.const(vec(I8, 64), [e - 256 * (e > 127) for e in entries[64 * half : 64 * half + 64]])
@@ -190,12 +240,41 @@ class _Dense(_Words):
         return [*_Planes(self.fn, self.isa, self.columns).scaled(planes, min(count, 4)), (fifth, 0)][:count]
 
 
-_READERS: dict[str, type[_Words]] = {"planes": _Planes, "dense": _Dense}
+class _Signed(_Dense):
+    """As dense bytes, of which half stand for the negatives of the others; a tile's two halves of rows lie abreast."""
+
+    layout = LOOKUP
+
+    def scales(self, weights: Value, tile: Value) -> Value:
+        return self.fn.at(super().scales(weights, tile >> 1), (tile & 1) * (4 * TILE))
+
+    def at(self, weights: Value, tile: Value) -> Value:
+        return self.fn.at(super().scales(weights, tile >> 1), (tile & 1) * TILE, self.layout.scale_bytes)
+
+    def load(self, words: Value, index: Value, row: Value) -> Value:
+        at, narrow = self.fn.at(words, index * self.layout.word_bytes, row), vec(I8, self.isa.lanes)
+        bytes_ = [self.fn.load(narrow, at, b * self.layout.rows, align=self.isa.lanes).zext(I32) for b in range(WORD)]
+        return (bytes_[0] | bytes_[1] << 8) | (bytes_[2] << 16 | bytes_[3] << 24)
+
+    def _fifth(self, packed: Value) -> Value:
+        # Magnitudes of 41 and more stand for 2, or for 0 where bit 7 says that they are negative.
+        zero = packed.compare("<", 41 - 128).select(self.fn.const(packed.type, 1), 0)
+        one = packed.compare("<", 0).select(zero, 1)
+        return packed.compare(">=", 41).select(self.fn.const(packed.type, 2), one)
+
+
+_READERS: dict[str, type[_Words]] = {reader.layout.name: reader for reader in (_Planes, _Dense, _Signed)}
 
 
 def layouts(isa: Isa) -> tuple[str, ...]:
     """The layouts that an instruction set reads well; a dense byte takes a table of 256 entries."""
     return tuple(_READERS) if isa.registers == 32 else ("planes",)
+
+
+def _trits_of_bytes(layout: Layout) -> list[list[int]]:
+    """What each byte of a layout stands for."""
+    found: list[list[int]] = layout.trits_of(np.arange(256, dtype=np.uint8)[:, None])[..., 0].tolist()
+    return found
 
 
 def _signed(word: int) -> int:
@@ -218,7 +297,7 @@ class _Multiply:
 
     def run(self, tile: Value, first: Value, last: Value) -> None:
         """Multiply tokens ``first .. last``; ``tile`` points to the tile's words."""
-        (self._by_panels if self.method.panel else self._by_words)(tile, first, last)
+        (self._by_panels if self.method.kind == "panel" else self._by_words)(tile, first, last)
 
     def load(self, token: Value, row: Value) -> Value:
         """The sums of the rows from ``row`` on, of the ``token``-th of a work item."""
@@ -263,8 +342,8 @@ class _Multiply:
     ) -> list[Value]:
         """Add one word of each row."""
         if self.method.prefetch:
-            for line in range(0, WORD_BYTES, 64):
-                self.fn.prefetch(tile, index * WORD_BYTES, self.method.prefetch + line)
+            for line in range(0, self.words.layout.word_bytes, 64):
+                self.fn.prefetch(tile, index * self.words.layout.word_bytes, self.method.prefetch + line)
         loaded = [self.words.load(tile, index, row) for row in rows]
         return add(self.fn.at(x, index * self.words.elements), loaded, carries)
 
@@ -284,8 +363,8 @@ class _Multiply:
         with fn.loop(0, count, longest) as stretch:
             some = fn.below(fn.i64(count) - stretch.index, longest)
             if self.method.prefetch:
-                with fn.loop(0, some * WORD_BYTES, 64) as line:
-                    fn.prefetch(tile, stretch.index * WORD_BYTES, line.index, self.method.prefetch)
+                with fn.loop(0, some * self.words.layout.word_bytes, 64) as line:
+                    fn.prefetch(tile, stretch.index * self.words.layout.word_bytes, line.index, self.method.prefetch)
             with fn.loop(0, some) as word, fn.loop(0, TILE, lanes) as row:
                 codes = words.operands(words.load(tile, stretch.index + word.index, row.index), each)
                 for p, operand in enumerate(codes):

@@ -125,7 +125,7 @@ class _Multiply:
 
     def run(self, tile: Value, first: Value, last: Value) -> None:
         """Multiply tokens ``first .. last``."""
-        (self._by_panels if self.method.panel else self._by_steps)(tile, first, last)
+        (self._by_panels if self.method.kind == "panel" else self._by_steps)(tile, first, last)
 
     # --- weights decoded in registers ---------------------------------------------------------
 

@@ -3,7 +3,8 @@
 A method is written ``direct-8x1``, ``direct-1x2-p2048`` or ``panel-6x2``:
 
 * ``direct`` decodes packed weights in registers, again for every tile of tokens; ``panel`` first takes a
-  stretch of a weight tile apart into the L1 cache, and then reads it for up to 64 tokens;
+  stretch of a weight tile apart into the L1 cache, and then reads it for up to 64 tokens; ``lookup`` finds sums
+  in tables that are made of a token's activations (:mod:`.bit_lookup`);
 * ``6x2``: six tokens times two vectors of rows are summed at a time;
 * ``p2048``: weights are asked for 2048 bytes ahead of their use.
 
@@ -21,7 +22,7 @@ from ryzc.codegen.isa import Isa
 from ryzc.codegen.vector import Function, Value
 from ryzc.errors import UnsupportedError
 
-_METHOD = re.compile(r"(direct|panel)-(\d+)x(\d+)(?:-p(\d+))?")
+_METHOD = re.compile(r"(direct|panel|lookup)-(\d+)x(\d+)(?:-p(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,12 @@ class Method:
     """A way of multiplying, see the module.
 
     Attributes:
-        panel: whether weights are unpacked into L1 first.
+        kind: ``direct``, ``panel`` or ``lookup``.
         tokens, vectors: the register tile.
         prefetch: bytes ahead of use; 0 leaves it to the CPU.
     """
 
-    panel: bool
+    kind: str
     tokens: int
     vectors: int
     prefetch: int
@@ -54,7 +55,7 @@ def method(name: str) -> Method:
     found = _METHOD.fullmatch(name)
     if found is None or not int(found[2]) or not int(found[3]):
         raise UnsupportedError(f"{name!r} is no way to multiply", hint="build the bundle again")
-    return Method(found[1] == "panel", int(found[2]), int(found[3]), int(found[4] or 0))
+    return Method(found[1], int(found[2]), int(found[3]), int(found[4] or 0))
 
 
 def default(isa: Isa) -> tuple[str, ...]:
