@@ -39,8 +39,8 @@ from ryzc.kv_formats import KV_FORMATS
 @click.option(
     "--ternary",
     type=click.Choice(["planes", "dense", "lookup"]),
-    help="How ternary weights lie: 2 bits each, or 1.6 that take more work or are looked up in tables; by default planes, or"
-    " what --tune finds.",
+    help="How ternary weights lie: 2 bits each, or 1.6 that are taken apart or looked up in tables; by default planes,"
+    " or what --tune finds.",
 )
 @click.option("--force", is_flag=True, help="Take --kv at any cost, and skip the comparison.")
 def command(

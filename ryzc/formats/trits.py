@@ -36,14 +36,16 @@ class Layout:
     Attributes:
         name: as above.
         rows: of a tile.
-        digits: trits in a byte.
-        lanes_last: whether equal bytes of all rows lie side by side, and not the bytes of a word.
+        base, digits: of the numbers that bytes hold.
+        for_tables: whether bytes are magnitudes with signs, and lie beside the same byte of the other rows, not beside
+            the other bytes of their word.
     """
 
     name: str
     rows: int
+    base: int
     digits: int
-    lanes_last: bool = False
+    for_tables: bool = False
 
     @property
     def elements(self) -> int:
@@ -74,31 +76,31 @@ class Layout:
 
     def bytes_of(self, trits: I8) -> U8:
         """``int8 [..., digits, 4]`` to words ``uint8 [..., 4]``."""
-        if self.name == "lookup":
-            powers = (3 ** np.arange(self.digits)).astype(np.int8)[:, None]
-            number = (trits * powers).sum(axis=-2, dtype=np.int8)
-            return np.abs(number).view(np.uint8) | (number < 0).astype(np.uint8) << np.uint8(7)
-        weights = (self._base ** np.arange(self.digits)).astype(np.uint8)[:, None]
-        return ((trits + np.int8(1)).view(np.uint8) * weights).sum(axis=-2, dtype=np.uint8)
+        powers = (self.base ** np.arange(self.digits)).astype(np.uint8)[:, None]
+        if self.for_tables:
+            numbers: I8 = (trits * powers.view(np.int8)).sum(axis=-2, dtype=np.int8)
+            signs: U8 = numbers.view(np.uint8) & np.uint8(128)
+            return np.abs(numbers).view(np.uint8) | signs
+        numbers_: U8 = ((trits + np.int8(1)).view(np.uint8) * powers).sum(axis=-2, dtype=np.uint8)
+        return numbers_
 
     def trits_of(self, words: U8) -> I8:
         """The exact inverse of :meth:`bytes_of`."""
-        if self.name == "lookup":
-            magnitude = (words & np.uint8(127)).astype(np.int16)
-            number = np.where(words >> 7, -magnitude, magnitude) + np.int16(3**self.digits // 2)
-        else:
-            number = words.astype(np.int16)
-        powers = (self._base ** np.arange(self.digits)).astype(np.int16)[:, None]
-        return (number[..., None, :] // powers % self._base).astype(np.int8) - np.int8(1)
-
-    @property
-    def _base(self) -> int:
-        return 4 if self.name == "planes" else 3
+        numbers = words.astype(np.int16)
+        if self.for_tables:
+            magnitudes = numbers & 127
+            numbers = np.where(numbers > 127, -magnitudes, magnitudes) + np.int16(self.base**self.digits // 2)
+        powers = (self.base ** np.arange(self.digits)).astype(np.int16)[:, None]
+        return (numbers[..., None, :] // powers % np.int16(self.base)).astype(np.int8) - np.int8(1)
 
 
 LAYOUTS: Final = {
     layout.name: layout
-    for layout in (Layout("planes", TILE, 4), Layout("dense", TILE, 5), Layout("lookup", 2 * TILE, 5, lanes_last=True))
+    for layout in (
+        Layout("planes", TILE, 4, 4),
+        Layout("dense", TILE, 3, 5),
+        Layout("lookup", 2 * TILE, 3, 5, for_tables=True),
+    )
 }
 _CHUNK = 1 << 18
 
@@ -116,7 +118,7 @@ def pack(fmt: TernaryFormat, stored: U8, layout: str) -> U8:
         trits[: len(rows), :k], scales[: len(rows)] = fmt.parse(rows)
         words = to.bytes_of(trits.reshape(len(some), to.rows, -1, to.digits, WORD))
         some[:, : to.scale_bytes] = scales.view(np.uint8).reshape(len(some), -1)
-        order = (0, 2, 3, 1) if to.lanes_last else (0, 2, 1, 3)
+        order = (0, 2, 3, 1) if to.for_tables else (0, 2, 1, 3)
         some[:, to.scale_bytes :] = words.transpose(order).reshape(len(some), -1)
     return packed
 
@@ -126,7 +128,7 @@ def unpack(fmt: TernaryFormat, packed: U8, n: int, k: int, layout: str) -> U8:
     of = LAYOUTS[layout]
     scales: F32 = np.ascontiguousarray(packed[:, : of.scale_bytes]).view(np.float32).reshape(-1)[:n]
     tiles = packed[:, of.scale_bytes :]
-    if of.lanes_last:
+    if of.for_tables:
         words = tiles.reshape(len(packed), -1, WORD, of.rows).transpose(0, 3, 1, 2)
     else:
         words = tiles.reshape(len(packed), -1, of.rows, WORD).transpose(0, 2, 1, 3)

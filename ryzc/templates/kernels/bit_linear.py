@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
@@ -35,13 +35,13 @@ from ryzc.templates.kernels.schedule import Method
 from ryzc.templates.kernels.tiling import PANEL, token_tiles, work_items
 
 _ROW = 4 * TILE
+_LOOKUP = "lookup-1x4"
 _TOP = 2
 """The largest code."""
 _QUAD = 4
 """Elements of K in an operand."""
 _STRETCH = 768
 """Elements of K that a panel takes apart at a time: 24 KiB of codes, which stay in an L1 cache."""
-_LOOKUP = "lookup-1x4"
 _IN_PLACE = 16
 """Sums that are kept apart by plane, which saves shifting codes, where no more than so many are needed."""
 
@@ -113,42 +113,41 @@ class BitLinear(Kernel):
         with work_items(fn, -(-self.rows // TILE), tokens, self.columns) as (tile, first, last):
             multiply.run(words.at(fn.args["weights"], tile), first, last)
             with fn.loop(first, last) as token:
-                self._write(fn, isa, tile, token.index, fn.at(sums, (token.index - first) * _ROW), offset=True)
+                self._write(words, tile, token.index, fn.at(sums, (token.index - first) * _ROW), offset=True)
 
     def _by_lookup(self, fn: Function, isa: Isa, method: Method, tokens: Value) -> None:
         """Token by token, since each has tables of its own; every thread builds them for itself."""
         lookup = Lookup(fn, self.columns, method.vectors, method.prefetch)
         tables, sums = lookup.tables(), lookup.room()
+        words = _READERS[self.layout](fn, isa, self.columns)
         with fn.loop(0, tokens) as token:
             first, last = share(fn, LOOKUP.tiles(self.rows))
             with fn.when(first.compare("<", last)):
                 lookup.build(tables, fn.at(fn.args["codes"], token.index * self.columns))
-            with token_tiles(fn, first, last, replace(method, tokens=method.vectors).widths) as groups:
+            with token_tiles(fn, first, last, lookup.widths) as groups:
                 for at, width in groups:
-                    words = fn.at(fn.args["weights"], at * LOOKUP.tile_bytes(self.columns), LOOKUP.scale_bytes)
-                    lookup.multiply(tables, words, sums, width)
-                    # Here a tile is one of 32 rows again.
-                    tile = at * 2
-                    stop = fn.below(tile + 2 * width, -(-self.rows // TILE))
-                    with fn.loop(tile, stop) as half:
-                        self._write(fn, isa, half.index, token.index, fn.at(sums, (half.index - tile) * _ROW))
+                    tile = at * 2  # of 32 rows
+                    lookup.multiply(tables, words.at(fn.args["weights"], tile), sums, width)
+                    with fn.loop(tile, fn.below(tile + 2 * width, -(-self.rows // TILE))) as each:
+                        self._write(words, each.index, token.index, fn.at(sums, (each.index - tile) * _ROW))
 
-    def _write(self, fn: Function, isa: Isa, tile: Value, token: Value, sums: Value, *, offset: bool = False) -> None:
+    def _write(self, words: _Words, tile: Value, token: Value, sums: Value, *, offset: bool = False) -> None:
         """Finish a tile's sums of a token, ``int32 [32 rows]``; ``offset`` where they are of codes ``t + 1``."""
-        epilogue = Epilogue(self.epilogue, self.rows, self.out_stride)
-        scales = _READERS[self.layout](fn, isa, self.columns).scales(fn.args["weights"], tile)
+        fn, lanes = words.fn, words.isa.lanes
+        scales = words.scales(fn.args["weights"], tile)
         record = fn.at(fn.args["records"], token * act.RECORD_BYTES)
-        with epilogue.rows(fn, isa.lanes, wide=True) as rows:
-            x_scale = fn.load(F32, record, act.SCALE, align=4).splat(isa.lanes)
-            minus_sum = fn.load(I32, record, act.MINUS_SUM, align=4).splat(isa.lanes)
+        epilogue = Epilogue(self.epilogue, self.rows, self.out_stride)
+        with epilogue.rows(fn, lanes, wide=True) as rows:
+            x_scale = fn.load(F32, record, act.SCALE, align=4).splat(lanes)
+            minus_sum = fn.load(I32, record, act.MINUS_SUM, align=4).splat(lanes)
             y = []
             for row in rows:
-                total = fn.load(vec(I32, isa.lanes), sums, row << 2, align=4 * isa.lanes)
+                total = fn.load(vec(I32, lanes), sums, row << 2, align=4 * lanes)
                 if offset:
                     total = total + minus_sum
-                scale = fn.load(vec(F32, isa.lanes), scales, row << 2, align=4 * isa.lanes)
+                scale = fn.load(vec(F32, lanes), scales, row << 2, align=4 * lanes)
                 y.append(total.to_float() * (scale * x_scale))
-            epilogue.write(fn, isa.lanes, [y], rows, tile, fn.args["out"], token)
+            epilogue.write(fn, lanes, [y], rows, tile, fn.args["out"], token)
 
 
 KERNEL = BitLinear
@@ -240,7 +239,7 @@ class _Dense(_Words):
         return [*_Planes(self.fn, self.isa, self.columns).scaled(planes, min(count, 4)), (fifth, 0)][:count]
 
 
-class _Signed(_Dense):
+class _Magnitudes(_Dense):
     """As dense bytes, of which half stand for the negatives of the others; a tile's two halves of rows lie abreast."""
 
     layout = LOOKUP
@@ -263,7 +262,7 @@ class _Signed(_Dense):
         return packed.compare(">=", 41).select(self.fn.const(packed.type, 2), one)
 
 
-_READERS: dict[str, type[_Words]] = {reader.layout.name: reader for reader in (_Planes, _Dense, _Signed)}
+_READERS: dict[str, type[_Words]] = {reader.layout.name: reader for reader in (_Planes, _Dense, _Magnitudes)}
 
 
 def layouts(isa: Isa) -> tuple[str, ...]:

@@ -54,6 +54,11 @@ class Lookup:
         """Room for the sums of the tiles that are computed together, on the stack."""
         return self.fn.stack(I32, self.vectors * LOOKUP.rows)
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """How many tiles are multiplied together: as many as may be, and fewer for a rest."""
+        return (self.vectors, *(width for width in (4, 2, 1) if width < self.vectors))
+
     # --- tables -------------------------------------------------------------------------------
 
     def build(self, tables: Value, x: Value) -> None:
@@ -166,5 +171,5 @@ def _digits(number: int) -> list[int]:
 
 
 def _lanes(start: int, part: int) -> list[int]:
-    """Which numbers one of four registers of sums holds, so that packing twice puts ``start .. start + 63`` in order."""
+    """The numbers of one of four registers of sums, such that packing twice puts ``start .. start + 63`` in order."""
     return [start + 16 * (lane // 4) + 4 * part + lane % 4 for lane in range(16)]
