@@ -1,7 +1,8 @@
 """Which layout ternary weights take, shape by shape, measured on this CPU; see :mod:`ryzc.formats.trits`.
 
-A dense layout has fewer bytes and takes more work to read, so it pays where a step waits for memory: that depends on
-the CPU, and on how many of its cores share the memory. So a single token is multiplied in each layout, by one thread
+A dense layout has fewer bytes and takes more work to read, so it pays where a step waits for memory; one that is looked
+up in tables takes less, but each thread makes the tables first. That depends on the CPU, and on how many of its cores
+share the memory. So a single token is multiplied in each layout, by one thread
 and by all of them at once, in turns. What all of them do is what counts: that is how the model will be run.
 """
 

@@ -15,7 +15,7 @@ from ryzc import formats, targets
 from ryzc.codegen import isa as instruction_sets
 from ryzc.formats import TernaryFormat, trits
 from ryzc.lower.weights import Matrix, pack_gated
-from ryzc.templates.kernels import bit_linear, norm
+from ryzc.templates.kernels import bit_linear, bit_lookup, norm
 from ryzc.templates.kernels import token_activations as act
 from ryzc.templates.kernels.bit_linear import BitLinear
 from ryzc.templates.kernels.gate import Gate
@@ -93,6 +93,15 @@ def test_every_method_gives_the_same_bits(target: str, layout: str) -> None:
     for method in kernel.methods(isa_of(target)):
         one = replace(kernel, schedule=(f"1:{method}",))
         assert same_bits(multiply(target, one, stored, codes, scales), expected), method
+
+
+def test_tables_stay_small() -> None:
+    """A K whose tables are large is multiplied otherwise, by default and when tuned."""
+    isa = instruction_sets.AVX512_VNNI
+    for k, looks_up in ((bit_lookup.REACH, True), (bit_lookup.REACH + 32, False)):
+        kernel = BitLinear("lookup", 64, k, "store", 64)
+        for names in (kernel.methods(isa), kernel.default_schedule(isa)):
+            assert any("lookup" in name for name in names) == looks_up
 
 
 @every_way

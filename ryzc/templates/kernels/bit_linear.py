@@ -251,9 +251,12 @@ class _Magnitudes(_Dense):
         return self.fn.at(super().scales(weights, tile >> 1), (tile & 1) * TILE, self.layout.scale_bytes)
 
     def load(self, words: Value, index: Value, row: Value) -> Value:
-        at, narrow = self.fn.at(words, index * self.layout.word_bytes, row), vec(I8, self.isa.lanes)
-        bytes_ = [self.fn.load(narrow, at, b * self.layout.rows, align=self.isa.lanes).zext(I32) for b in range(WORD)]
-        return (bytes_[0] | bytes_[1] << 8) | (bytes_[2] << 16 | bytes_[3] << 24)
+        fn, lanes = self.fn, self.isa.lanes
+        at, narrow = fn.at(words, index * self.layout.word_bytes, row), vec(I8, lanes)
+        rows = [fn.load(narrow, at, byte * self.layout.rows, align=lanes) for byte in range(WORD)]
+        halves = [rows[byte].shuffle(range(2 * lanes), rows[byte + 1]) for byte in (0, 2)]
+        order = [byte * lanes + lane for lane in range(lanes) for byte in range(WORD)]
+        return halves[0].shuffle(order, halves[1]).bits(vec(I32, lanes))
 
     def _fifth(self, packed: Value) -> Value:
         # Magnitudes of 41 and more stand for 2, or for 0 where bit 7 says that they are negative.

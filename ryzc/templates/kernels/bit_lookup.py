@@ -1,13 +1,38 @@
-"""Ternary weights times one token by table lookup, in the manner of T-MAC (arXiv:2407.00088) and TL2 (arXiv:2410.16144).
+"""Ternary weights times a token by table lookup, as T-MAC (arXiv:2407.00088) and TL2 (arXiv:2410.16144) do it.
 
 A byte of the layout ``lookup`` stands for five elements of K of a row, and has but 243 values, while a layer has
 thousands of rows. So what the five activations can add up to is tabulated once a token, and all rows look it up:
-``vpermi2b`` takes 64 indices into the 128 entries of two registers. Half of the values are the negatives of the others:
-tables hold those of the magnitudes, and bit 7 of an index negates what was found.
+``vpermi2b`` takes 64 indices into the 128 entries of two registers. Half of the values are the negatives of the
+others: tables hold those of the magnitudes, and bit 7 of an index negates what was found.
 
-A sum of five int8 codes has more than 8 bits, and is kept exactly, as ``32 * high + low`` with ``low`` of 0 to 31 in a
-table of its own: both can be negated, and four of either be added (a word of the layout), within signed bytes. Then they
-are added to unsigned sums in 16 bits of even and of odd rows, and these to 32 bits after 256 words at the latest.
+A sum of five int8 codes has more than 8 bits. It is kept exactly, as ``32 * high + low`` with ``low`` of 0 to 31, in
+two tables: both parts can be negated, and four of either be added (a word of the layout), within signed bytes. Then
+they are added to unsigned sums in 16 bits of even and of odd rows, and these to 32 bits after 256 words at the latest.
+
+Does it pay? Microseconds for a token on a Xeon with AMX whose two cores had nothing else to do, weights of BitNet
+b1.58 2B-4T in memory, best of three, on one thread and on two:
+
+    rows x columns      planes        dense       lookup
+     3840 x 2560      177   127    137   113    116    97
+     2560 x 2560      102    82     90    89     78    74
+    13824 x 2560      660   580    493   493    413   419
+     2560 x 6912      270   272    266   265    204   215
+
+It does there. 64 bytes of weights take 8.5 vector operations for 320 products (two ``vpermi2b``, a mask, two
+negations, two additions, and six operations to widen what four bytes gave), ``dense`` takes 18 for as many, and
+``planes`` 8 for 256. On Intel a ``vpermi2b`` counts as three, two of them on port 5 alone, so with weights in an L2
+cache ``planes`` wins: 28 us for 2560 x 2560 on one thread, ``lookup`` 40, ``dense`` 62. From memory, which gives a core
+20 to 24 GB/s, ``lookup`` wins: it has the fewer bytes, and reads them at 17 GB/s. What counts besides:
+
+* Four tiles of 64 rows meet a table at a time. With one, each 64 bytes of weights need 256 bytes of tables from the L2
+  cache (131 KiB for K of 2560), and it takes 1.5 to 2 times as long. Four tiles are also four streams of memory, which
+  a core reads 10 to 30 % faster than one.
+* Every thread builds all tables of a token for itself: 4 us for K of 2560, 9 for 6912. That is 1 to 5 % on one
+  thread, and a greater part of the time the more threads there are. The tuner measures it with all of them.
+* A second token needs tables of its own and reads the weights again. From about the third on, products are faster.
+
+There is none for AVX2: ``vpshufb`` has 16 entries, for three trits with a sign bit that lies elsewhere (TL2), and by
+count of operations that takes about as long as ``planes``.
 """
 
 from __future__ import annotations
