@@ -34,6 +34,8 @@ Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 SAMPLE_NS = 1_000_000
 """A sample is as many calls as take about this long: the clock and Python then count for nothing."""
+TOGETHER_NS = 32 * SAMPLE_NS
+"""A sample of several threads: a new thread may begin on the core of another one, and moves within some milliseconds."""
 LARGEST_CALL = 1 << 29
 """Multiply-accumulates of a call; of a larger kernel, a call does the share of one thread among several."""
 ROUNDS = 7
@@ -168,7 +170,7 @@ class Trial:
         pieces = self._copies * threads
         entry = self._entries[method]
         self._call(method, 1, 1, 1)  # which also says that there is one token
-        calls = max(1, 8 * SAMPLE_NS // max(1, self._call(method, 1, 1, threads)))
+        calls = max(1, TOGETHER_NS // max(1, self._call(method, 1, 1, threads)))
         start_at, self._at = self._at, self._at + calls  # go on where the last call ended, in memory not just read
         meet, ended = threading.Barrier(threads), [0] * threads
 
