@@ -35,7 +35,7 @@ Bytes: TypeAlias = npt.NDArray[np.uint8]
 SAMPLE_NS = 1_000_000
 """A sample is as many calls as take about this long: the clock and Python then count for nothing."""
 TOGETHER_NS = 32 * SAMPLE_NS
-"""A sample of several threads: a new thread may begin on the core of another one, and moves within some milliseconds."""
+"""A sample of several threads: a new one may begin on the core of another, and moves within some milliseconds."""
 LARGEST_CALL = 1 << 29
 """Multiply-accumulates of a call; of a larger kernel, a call does the share of one thread among several."""
 ROUNDS = 7
