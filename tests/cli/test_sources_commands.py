@@ -23,8 +23,9 @@ class Builds:
         self.calls: list[tuple[str, Path | None, dict[str, object]]] = []
 
     def __call__(self, source: str | Path, output: Path | None = None, **options: object) -> Path:
-        progress = options.pop("progress")
+        progress, notice = options.pop("progress"), options.pop("notice", None)
         assert callable(progress)
+        assert notice is None or callable(notice)
         progress("read", 1, 1)
         self.calls.append((str(source), output, options))
         place = output or Path(f"{Path(source).stem}.ryzc")
@@ -136,7 +137,8 @@ def test_build_prints_the_bundle(
         cli.main(["build", str(source), "-o", str(output), "--target", "znver2, znver4", "--activations", "f32"]) == 0
     )
     assert capsys.readouterr() == (f"{output}\n", "")
-    options = {"targets": ("znver2", "znver4"), "activations": "f32", "kv": None, "force": False, "tune": False}
+    unasked = {"kv": None, "ternary": None, "quant": None, "head": None, "force": False, "tune": False}
+    options = {"targets": ("znver2", "znver4"), "activations": "f32", **unasked}
     assert builds.calls[1:] == [(str(source), output, options)]
 
 

@@ -181,7 +181,7 @@ def test_gated_layers(target: str, activation: str, name: str, rows: int, exact:
     x = rng.normal(size=(8, 256)).astype(np.float32)
     codes, scales = act.quantize(x)
     matrices = [Matrix("w", name, rows, 256, lambda stored=stored: stored) for stored in (gate, up)]  # type: ignore[misc]
-    packed = frozen(pack_gated(*matrices))
+    packed = frozen(pack_gated(*matrices, "gated"))
     out = np.full((8, rows), np.nan, np.float32)
     if exact:
         run(LinearF32(name, 2 * rows, 256, activation, rows), target, [packed, frozen(x), out], token_count=8)
@@ -211,7 +211,7 @@ def test_gate_equals_the_fused_layer(target: str, activation: str) -> None:
     apart, fused = (np.full((7, 48), np.nan, np.float32) for _ in range(2))
     run(Gate(48, activation), target, [gate, up, apart], threads=3, token_count=7)
     matrices = [Matrix("w", "q4_1", 48, 64, lambda stored=stored: stored) for stored in halves]  # type: ignore[misc]
-    operands = [frozen(pack_gated(*matrices)), frozen(codes), frozen(act.records(codes, scales)), fused]
+    operands = [frozen(pack_gated(*matrices, "gated")), frozen(codes), frozen(act.records(codes, scales)), fused]
     run(Linear("q4_1", 96, 64, activation, 48), target, operands, token_count=7)
     assert same_bits(apart, fused)
 
