@@ -230,9 +230,8 @@ def _here(path: Path, threads: int, found: list[bench.Measurement]) -> Machine:
         nbytes = int(step_work(model.plan, [(0, 1)], 1).bytes)
         read = max(nbytes / model.probe_read(nbytes) for _ in range(5))
         lanes = 64 if model.target.vector_bits == 512 else 32
-    prompt, generation = found
-    scale = generation.read / prompt.read if prompt.read else 1.0
-    return Machine(lambda _, __: read * scale, lambda _: prompt.int8, lambda _: prompt.int8 / lanes)
+    int8 = found[0].int8
+    return Machine(lambda _, __: read, lambda _: int8, lambda _: int8 / lanes)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from ryzc import __version__, bundle, models, sources
 from ryzc import targets as target_table
 from ryzc.bundle import tuning
 from ryzc.errors import QualityError, UsageError
+from ryzc.formats import trits
 from ryzc.kv_formats import KV_FORMATS
 from ryzc.lower import Lowered, layouts, lower, shared_object, tuner
 from ryzc.lower.weights import Produce
@@ -112,7 +113,7 @@ def build(
 
     tell("plan", 0, 1)
     planned = partial(plan, checkpoint, activations=activations, kv=kv, weights=weights)
-    lowered = planned(ternary=ternary or layouts.USUAL, observer=observer)
+    lowered = planned(ternary=ternary or trits.USUAL, observer=observer)
     if ternary and not layouts.present(lowered):
         raise UsageError(
             f"{checkpoint.path.name} has no ternary weights to lay out as {ternary}", hint="build it without --ternary"
@@ -177,7 +178,7 @@ def plan(
     activations: str = "int8",
     kv: str | None = None,
     weights: quantize_weights.Asked | None = None,
-    ternary: layouts.Layouts | str = layouts.USUAL,
+    ternary: layouts.Layouts | str = trits.USUAL,
     observer: Observer | None = None,
 ) -> Lowered:
     """The middle of a build: graph, passes and plan of a checkpoint, without code or packed weights."""

@@ -84,9 +84,11 @@ def text(found: dict[str, Any]) -> str:
 
 
 def _layout_row(choice: dict[str, Any]) -> list[str]:
+    from ryzc.formats.trits import USUAL
+
     times = choice["ns"]
     shown = ", ".join(f"{name} {ns / 1000:.1f}" for name, ns in times.items())
-    gain = times["planes"] / times[choice["chosen"]]
+    gain = times[USUAL] / times[choice["chosen"]]
     return [f"{choice['rows']} × {choice['columns']}", str(choice["threads"]), choice["chosen"], shown, f"{gain:.2f}×"]
 
 

@@ -103,6 +103,8 @@ LAYOUTS: Final = {
     )
 }
 _CHUNK = 1 << 18
+USUAL: Final = "planes"
+"""The layout that every instruction set reads, which weights take where nobody asks or measures."""
 
 
 def pack(fmt: TernaryFormat, stored: U8, layout: str) -> U8:

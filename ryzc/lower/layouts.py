@@ -2,8 +2,8 @@
 
 A dense layout has fewer bytes and takes more work to read, so it pays where a step waits for memory; one that is looked
 up in tables takes less, but each thread makes the tables first. That depends on the CPU, and on how many of its cores
-share the memory. So a single token is multiplied in each layout, by one thread
-and by all of them at once, in turns. What all of them do is what counts: that is how the model will be run.
+share the memory. So a single token is multiplied in each layout, by one thread and by all of them at once, in turns.
+What all of them do is what counts: that is how the model will be run.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from typing import Final
 from ryzc.bundle.tuning import LayoutChoice
 from ryzc.bundle.tuning import Trial as Record
 from ryzc.codegen import isa as instruction_sets
-from ryzc.formats import trits
+from ryzc.formats.trits import USUAL
+from ryzc.lower import tuner
 from ryzc.lower.planner import Lowered
 from ryzc.lower.trial import Subject, Trial
 from ryzc.targets import Target
 from ryzc.templates.kernels import bit_linear, from_spec
 
-USUAL: Final = "planes"
-"""What weights take where nobody measures."""
 GAIN: Final = 0.03
 """By how much another layout must be faster to be taken: with more tokens at a time it is the slower one."""
 ROUNDS: Final = 5
@@ -91,18 +90,11 @@ def _choice(subject: Subject, threads: int, records: tuple[Record, ...]) -> Layo
 
 def _subjects(lowered: Lowered, target: Target) -> dict[str, Subject]:
     """The kernels of ternary weights, each with the methods for a single token that come into question."""
-    plan, isa = lowered.plan, instruction_sets.BY_NAME[target.isa]
-    calls = {call.kernel: call for phase in reversed(plan.phases) for call in reversed(phase)}
-    produce = {weight.name: (weight, packed) for weight, packed in lowered.weights}
+    isa, produce = instruction_sets.BY_NAME[target.isa], {w.name: packed for w, packed in lowered.weights}
     found = {}
-    for spec in plan.kernels:
+    for spec, call, weight, _ in tuner.subjects(lowered, target):
         if spec.family == "bit_linear":
-            call = calls[spec.symbol]
-            weight, packed = produce[next(o.name for o in call.operands if o.space == "weights")]
             usual = from_spec(spec).default_schedule(isa)[0].partition(":")[2]
             methods = (usual, usual.partition("-p")[0])
-            found[spec.symbol] = Subject(plan, spec, call, weight, packed(), methods)
+            found[spec.symbol] = Subject(lowered.plan, spec, call, weight, produce[weight.name](), methods)
     return found
-
-
-assert USUAL in trits.LAYOUTS

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from ryzc.bundle import abi
 from ryzc.bundle.plan import Call, KernelSpec, KVSpec, Operand, PackedWeight, Parameter, Plan
 from ryzc.errors import InternalError, UnsupportedError
+from ryzc.formats import trits
 from ryzc.lower.arena import ALIGNMENT, Request, place
 from ryzc.lower.weights import Produce
 from ryzc.templates.kernels.kernel import Kernel
@@ -72,7 +73,7 @@ class Planner:
     max_rows: int
     activations: str
     max_candidates: int
-    ternary: Mapping[tuple[int, int], str] | str = "planes"
+    ternary: Mapping[tuple[int, int], str] | str = trits.USUAL
     page_tokens: int = 0
     kv_dtype: str = ""
     phases: list[list[Call]] = field(default_factory=list)
@@ -152,7 +153,7 @@ class Planner:
 
     def ternary_layout(self, rows: int, columns: int) -> str:
         """How packed ternary weights of a shape lie."""
-        return self.ternary if isinstance(self.ternary, str) else self.ternary.get((rows, columns), "planes")
+        return self.ternary if isinstance(self.ternary, str) else self.ternary.get((rows, columns), trits.USUAL)
 
     def weight(self, packed: PackedWeight, produce: Produce) -> Operand:
         """The operand for a packed weight; equal names are packed once."""

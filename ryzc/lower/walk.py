@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from ryzc.bundle.plan import Parameter
 from ryzc.errors import InternalError
+from ryzc.formats import trits
 from ryzc.lower.nodes import HANDLERS, reduce_logits
 from ryzc.lower.planner import MAX_CANDIDATES, MAX_ROWS, MAX_TOKENS, Lowered, ModelFacts, Planner, kv_spec
 
@@ -20,7 +21,7 @@ def lower(
     activations: str = "int8",
     max_tokens: int = MAX_TOKENS,
     max_rows: int = MAX_ROWS,
-    ternary: Mapping[tuple[int, int], str] | str = "planes",
+    ternary: Mapping[tuple[int, int], str] | str = trits.USUAL,
     notes: Mapping[str, Parameter] | None = None,
 ) -> Lowered:
     """Plan the final graph of the pipeline.

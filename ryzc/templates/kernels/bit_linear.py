@@ -25,7 +25,7 @@ from ryzc.codegen.vector import F32, I8, I32, Function, Value, vec
 from ryzc.errors import UnsupportedError
 from ryzc.formats import TernaryFormat
 from ryzc.formats.lanes import TILE
-from ryzc.formats.trits import LAYOUTS, WORD, Layout
+from ryzc.formats.trits import LAYOUTS, USUAL, WORD, Layout
 from ryzc.templates.kernels import schedule
 from ryzc.templates.kernels import token_activations as act
 from ryzc.templates.kernels.bit_lookup import LOOKUP, REACH, Lookup
@@ -270,7 +270,7 @@ _READERS: dict[str, type[_Words]] = {reader.layout.name: reader for reader in (_
 
 def layouts(isa: Isa) -> tuple[str, ...]:
     """The layouts that an instruction set reads well; a dense byte takes a table of 256 entries."""
-    return tuple(_READERS) if isa.registers == 32 else ("planes",)
+    return tuple(_READERS) if isa.registers == 32 else (USUAL,)
 
 
 def _trits_of_bytes(layout: Layout) -> list[list[int]]:
