@@ -160,6 +160,7 @@ class Engine:
         self._evaluating = threading.Lock()
         self._attention = threading.Event()
         self._open = True
+        self._closed = False
         self._thread: threading.Thread | None = None
         if background:
             self._thread = threading.Thread(target=self._work, name="ryzc-engine", daemon=True)
@@ -217,6 +218,8 @@ class Engine:
         stream = Stream(request, None if self._thread else self._drive, self._cancel)
         self._inbox.append(request)
         self._attention.set()
+        if self._closed:  # meanwhile, and nobody looks into the inbox any more
+            self._dismiss()
         return stream
 
     def check_length(self, tokens: int) -> None:
@@ -342,12 +345,17 @@ class Engine:
         self._attention.set()
         if thread is not None:
             thread.join()
+        self._closed = True
+        self._dismiss()
+        self.compiled.close()
+
+    def _dismiss(self) -> None:
+        """End all that was submitted."""
         with self._lock:
             self._take_in(self._clock())
             for sequence in self.scheduler.sequences():
                 self._end(sequence, "cancelled")
             self._bell.ring()
-        self.compiled.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -359,14 +367,16 @@ class Engine:
 
     def _work(self) -> None:
         """The engine's thread: steps while there is work, sleeps while there is none."""
-        while self._thread is not None:
+        while True:
             self._attention.clear()
+            if self._thread is None:  # asked after clearing: a call to end that comes later is not lost
+                return
             try:
-                worked = self.step()
+                worked, patience = self.step(), self._patience()
             except Exception:
-                worked = True
+                worked, patience = False, PAUSE  # its requests know; what comes next may fare better
             if not worked:
-                self._attention.wait(self._patience())
+                self._attention.wait(patience)
 
     def _patience(self) -> float | None:
         """Seconds until there may be something to do; ``None`` where only a caller can bring it."""
@@ -411,28 +421,37 @@ class Engine:
         """Turn submitted requests into waiting sequences."""
         while self._inbox:
             request = self._inbox.popleft()
-            options = request.options
-            seed = secrets.randbits(64) if options.sampling.seed is None else options.sampling.seed
-            most = self.context + 1 - len(request.prompt)
-            limit = len(request.prompt) + (most if options.max_tokens is None else min(options.max_tokens, most))
-            due = due_time(request.arrival, request.deadline, options.priority)
-            for i in range(options.n):
-                sampler = Sampler(
-                    replace(options.sampling, seed=(seed + i) % (1 << 64)),
-                    vocab_size=self.compiled.vocab_size,
-                    max_candidates=self.compiled.max_candidates,
-                    prompt=request.prompt,
-                    grammar=options.grammar,
-                )
-                sequence = Sequence(request, i, sampler=sampler, tokenizer=self.tokenizer, limit=limit, due=due)
-                request.sequences.append(sequence)
             self.metrics.requests_submitted += 1
+            try:
+                request.sequences = self._sequences(request)
+            except Exception as error:
+                self._fail_request(request, error)
+                continue
             if request.deadline is not None:
                 heapq.heappush(self._deadlines, request.deadline)
             for sequence in request.sequences:
                 self.scheduler.add(sequence)
-                if limit == len(request.prompt) and options.prompt_logprobs is None:
+                if sequence.limit == len(request.prompt) and request.options.prompt_logprobs is None:
                     self._end(sequence, "length")
+
+    def _sequences(self, request: Request) -> list[Sequence]:
+        """A sequence for each choice of a request."""
+        options = request.options
+        seed = secrets.randbits(64) if options.sampling.seed is None else options.sampling.seed
+        most = self.context + 1 - len(request.prompt)
+        limit = len(request.prompt) + (most if options.max_tokens is None else min(options.max_tokens, most))
+        due = due_time(request.arrival, request.deadline, options.priority)
+        result = []
+        for i in range(options.n):
+            sampler = Sampler(
+                replace(options.sampling, seed=(seed + i) % (1 << 64)),
+                vocab_size=self.compiled.vocab_size,
+                max_candidates=self.compiled.max_candidates,
+                prompt=request.prompt,
+                grammar=options.grammar,
+            )
+            result.append(Sequence(request, i, sampler=sampler, tokenizer=self.tokenizer, limit=limit, due=due))
+        return result
 
     def _end_early(self, now: float) -> None:
         """End what was cancelled or is too late."""
@@ -630,17 +649,21 @@ class Engine:
         """End the requests of sequences that cannot go on."""
         failed = {id(sequence.request): sequence.request for sequence in sequences}
         for request in failed.values():
-            for sequence in request.sequences:
-                if sequence.finish_reason is None:
-                    sequence.finish_reason = "error"
-                    self.scheduler.remove(sequence)
-            self.metrics.requests_finished["error"] += 1
-            if isinstance(error, RyzcError):
-                message = error
-            else:
-                message = InternalError(f"the step failed: {error!r}")
-                message.__cause__ = error
-            request.outbox.put(message, self._bell)
+            self._fail_request(request, error)
+
+    def _fail_request(self, request: Request, error: Exception) -> None:
+        """Take a request's sequences out, and tell its reader why."""
+        for sequence in request.sequences:
+            if sequence.finish_reason is None:
+                sequence.finish_reason = "error"
+                self.scheduler.remove(sequence)
+        self.metrics.requests_finished["error"] += 1
+        if isinstance(error, RyzcError):
+            message = error
+        else:
+            message = InternalError(f"the step failed: {error!r}")
+            message.__cause__ = error
+        request.outbox.put(message, self._bell)
 
     # --- figures --------------------------------------------------------------------------------
 

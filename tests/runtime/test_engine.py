@@ -456,6 +456,54 @@ def test_closing_cancels() -> None:
     assert [stream.collect()[0].finish_reason for stream in streams] == ["cancelled"] * 4
 
 
+def test_closing_is_heard_at_the_worst_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, step = toy_engine(ToyStep(sequences=3, pages=60, max_tokens=8, max_rows=4), background=True)
+    closer = threading.Thread(target=engine.close, daemon=True)
+    attention = engine._attention
+    clear = attention.clear
+
+    def clear_late() -> None:
+        if not closer.ident:
+            closer.start()
+            while engine._thread is not None or not attention.is_set():
+                time.sleep(0.001)
+        clear()
+
+    monkeypatch.setattr(attention, "clear", clear_late)
+    attention.set()
+    while not closer.ident:
+        time.sleep(0.001)
+    closer.join(20)
+    assert step.closed
+
+
+def test_a_request_that_comes_while_the_engine_closes_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, _ = toy_engine(ToyStep(sequences=3, pages=60, max_tokens=8, max_rows=4), background=True)
+
+    def closes() -> float:  # asked after the question whether it is open, before the request is in the inbox
+        monkeypatch.undo()
+        engine.close()
+        return 1.0
+
+    monkeypatch.setattr(engine, "_clock", closes)
+    assert engine.submit([FIRST_LETTER] * 3).collect()[0].finish_reason == "cancelled"
+
+
+def test_a_request_that_cannot_begin_fails_alone() -> None:
+    engine, _ = toy_engine(ToyStep(sequences=3, pages=60, max_tokens=8, max_rows=4))
+
+    class NoGrammar:
+        def __getattr__(self, name: str) -> None:
+            raise RuntimeError("no grammar")
+
+    good = engine.submit([FIRST_LETTER] * 3, sampling=GREEDY, max_tokens=4)
+    bad = engine.submit([FIRST_LETTER] * 3, max_tokens=4, n=2, grammar=NoGrammar())
+    with pytest.raises(InternalError, match="no grammar"):
+        bad.collect()
+    assert good.collect()[0].finish_reason == "length"
+    assert engine.metrics.requests_submitted == sum(engine.metrics.requests_finished.values()) == 2
+
+
 def test_metrics_add_up() -> None:
     engine, _ = toy_engine(ToyStep(sequences=3, pages=60, max_tokens=8, max_rows=4), sequences=2)
     prompts = [[FIRST_LETTER + i] * 9 for i in range(3)]
