@@ -313,10 +313,16 @@ class Function:
     def prefetch(self, pointer: Value, *offsets: Value | int, level: int = 1) -> None:
         """Ask for the cache line at a pointer plus byte offsets, which need not be readable memory.
 
+        It keeps its place among the loads around it. LLVM's own prefetch may be moved next to others, and a dozen
+        at once fill the buffers that loads miss into.
+
         ``level`` is the nearest cache it shall reach: 1, or 2 for what is not needed at once.
         """
-        flags = [self.const(I32, flag) for flag in (0, 4 - level, 1)]  # to read, locality, data
-        self.call("llvm.prefetch.p0", ir.VoidType(), self.at(pointer, *offsets), *flags)
+        at = self.at(pointer, *(offset for offset in offsets if isinstance(offset, Value)))
+        ahead = sum(offset for offset in offsets if isinstance(offset, int))
+        type_ = ir.FunctionType(ir.VoidType(), [PTR])
+        text = f"prefetcht{level - 1} {ahead}($0)"
+        self.builder.call(ir.InlineAsm(type_, text, "r,~{memory}", side_effect=True), [at.ir])
 
     def stack(self, type_: ir.Type, count: int) -> Value:
         """An array on the stack, aligned to 64 bytes, alive in the whole function."""

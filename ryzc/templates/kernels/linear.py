@@ -161,22 +161,20 @@ class _Multiply:
             step0 = fn.at(block, reader.header_bytes)
             k0 = blocks.index * reader.steps
             if stack is None:
-                self._prefetch(block, block_bytes(fmt))
                 scales = [reader.scales(block, row) for row in rows]
-                blocks.values = self._some_rows(step0, k0, m, width, rows, scales, blocks.values, memory)
+                blocks.values = self._some_rows(step0, k0, block, m, width, rows, scales, blocks.values, memory)
             else:
-                self._prefetch(block, reader.header_bytes)
                 stack_scales(reader, block, rows, stack)
                 with fn.loop(0, reader.steps, 1, blocks.values) as steps:
                     at = fn.at(step0, steps.index * reader.step_bytes)
-                    self._prefetch(at, reader.step_bytes)
+                    part = fn.at(block, steps.index * reader.share)
                     half = steps.index * reader.halves
                     scales = [
                         [stacked_scales(reader, stack, half + h, v, len(rows)) for h in range(reader.halves)]
                         for v in range(len(rows))
                     ]
                     k = k0 + steps.index
-                    steps.values = self._some_rows(at, k, m, width, rows, scales, steps.values, memory)
+                    steps.values = self._some_rows(at, k, part, m, width, rows, scales, steps.values, memory)
                 blocks.values = steps.results
         return blocks.results
 
@@ -184,6 +182,7 @@ class _Multiply:
         self,
         at: Value,
         k: Value,
+        part: Value,
         m: Value,
         width: int,
         rows: list[Value],
@@ -191,12 +190,15 @@ class _Multiply:
         sums: list[Value],
         memory: Value | None,
     ) -> list[Value]:
-        """Add a step to all rows, as many vectors at a time as the method says."""
+        """Add a step to all rows, as many vectors at a time as the method says.
+
+        ``part`` is the step's share of its block, see :attr:`.PackedBlocks.share`: what is asked for ahead.
+        """
         out = list(sums)
         for first in range(0, len(rows), self.method.vectors):
-            part = slice(first, first + self.method.vectors)
-            some = rows[part]
-            step = _Step(k, partial(self._packed_operand, at, some), scales[part])
+            some = rows[first : first + self.method.vectors]
+            ahead = part if first == 0 else None
+            step = _Step(k, partial(self._packed_operand, at, ahead, some), scales[first : first + len(some)])
             places = [t * len(rows) + first + v for t in range(width) for v in range(len(some))]
             if memory is None:
                 added = self._add(step, m, width, [sums[i] for i in places].__getitem__)
@@ -206,13 +208,10 @@ class _Multiply:
                 self._put_at(memory, some, self._add(step, m, width, partial(self._load, memory, some)))
         return out
 
-    def _packed_operand(self, at: Value, rows: list[Value], j: int, v: int) -> Value:
+    def _packed_operand(self, at: Value, ahead: Value | None, rows: list[Value], j: int, v: int) -> Value:
+        if ahead is not None and v == 0:
+            self.reader.prefetch(ahead, self.reader.share, self.method.prefetch, j)
         return self.reader.operand(at, j, rows[v])
-
-    def _prefetch(self, at: Value, size: int) -> None:
-        if self.method.prefetch:
-            for line in range(0, size, 64):
-                self.fn.prefetch(at, self.method.prefetch + line)
 
     # --- weights taken apart in L1 ------------------------------------------------------------
 

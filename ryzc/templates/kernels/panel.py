@@ -51,16 +51,16 @@ class Panel:
         """Take apart ``blocks`` blocks from the packed block at ``first`` on, asking for bytes ``prefetch`` ahead."""
         reader, fn = self.reader, self.reader.fn
         steps, size = reader.steps, block_bytes(reader.format)
-        if prefetch:
-            with fn.loop(0, blocks * size, 64) as line:
-                fn.prefetch(first, line.index, prefetch)
+        share = size * reader.lanes // (TILE * steps)  # of a step, in each pass over the rows
         with fn.loop(0, blocks) as block, fn.loop(0, TILE, reader.lanes) as row:
             packed = fn.at(first, block.index * size)
+            ahead = fn.at(packed, row.index * (size // TILE))
             scales = reader.scales(packed, row.index)
             for step in range(steps):
                 to = fn.at(self.scratch, (block.index * steps + step) * self._step_bytes, row.index << 2)
                 codes = fn.at(packed, reader.header_bytes + step * reader.step_bytes)
                 for j in range(OPERANDS):
+                    reader.prefetch(fn.at(ahead, step * share), share, prefetch, j)
                     fn.store(reader.operand(codes, j, row.index), to, j * _ROW, align=4 * reader.lanes)
                 for half in range(reader.halves):
                     of_half = scales[step * reader.halves + half]

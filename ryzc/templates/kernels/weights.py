@@ -13,6 +13,8 @@ from ryzc.codegen.vector import F16, F32, I32, Function, Value, vec
 from ryzc.formats import AffineFormat
 from ryzc.formats.lanes import OPERANDS, STEP, TILE, block_bytes, factor_pieces, factor_words
 
+LINE = 64
+"""Bytes of a cache line."""
 HALF_ROW = 2 * TILE
 WORD_ROW = 4 * TILE
 
@@ -60,6 +62,18 @@ class PackedBlocks:
     def header_bytes(self) -> int:
         """Bytes of scales in front of a block's codes."""
         return block_bytes(self.format) - self.steps * self.step_bytes
+
+    @property
+    def share(self) -> int:
+        """Bytes of a block, header and all, that fall to each of its steps."""
+        return -(-block_bytes(self.format) // self.steps)
+
+    def prefetch(self, part: Value, size: int, distance: int, j: int) -> None:
+        """With operand ``j``, ask for its part of the ``size`` bytes at ``part``, so far ahead; 0 asks for nothing."""
+        lines = -(-size // LINE)
+        for line in range(lines) if distance else ():
+            if line * OPERANDS // lines == j:
+                self.fn.prefetch(part, distance + line * LINE)
 
     def _half(self, block: Value, index: int, row: Value | int) -> Value:
         fn = self.fn
