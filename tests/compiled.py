@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from ryzc import bundle, targets
 from ryzc.compiler import plan
@@ -14,6 +19,18 @@ def runnable_targets() -> list[str]:
     """One target of each instruction set that this CPU can run."""
     cpu = targets.detect()
     return [name for name in ("znver4", "x86-64-v3") if not targets.runnable(targets.get(name), cpu)]
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """What ``make`` writes to a path and puts in place at its end; the first process of the test run does it."""
+    base = factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared" / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{place}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not place.exists():
+            make(place)
+    return place
 
 
 def write_bundle(

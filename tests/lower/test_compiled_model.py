@@ -9,13 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import tiny_models
-from compiled import runnable_targets, write_bundle
+from compiled import once, runnable_targets, write_bundle
 
 from ryzc import models, targets
 from ryzc.compiler import plan as plan_of
@@ -106,18 +107,17 @@ def compiled(name: str, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPat
     """The checkpoint compiled for each instruction set that runs here, by how it keeps keys and values."""
 
     def bundles(kv: str) -> dict[str, Path]:
-        if (name, kv) not in _BUNDLES:
-            directory = tmp_path_factory.mktemp(kv)
-            _BUNDLES[name, kv] = {
-                t: write_bundle(checkpoint, directory / f"{t}.ryzc", target=t, kv=kv) for t in runnable_targets()
-            }
-        return _BUNDLES[name, kv]
+        return {
+            target: once(
+                tmp_path_factory,
+                f"{name}-{kv}/{target}.ryzc",
+                partial(write_bundle, checkpoint, target=target, kv=kv),
+            )
+            for target in runnable_targets()
+        }
 
     return bundles
 
-
-_BUNDLES: dict[tuple[str, str], dict[str, Path]] = {}
-"""What was compiled; tests come in an order in which they ask for it again and again."""
 
 FOUR_BITS = {"llama-k": "int4", "gemma3-k": "int8-int4"}
 """4 bits are compiled into one model each."""
