@@ -110,6 +110,23 @@ class _Step:
 
 
 @dataclass(frozen=True)
+class _Packed:
+    """Thirty-two elements of K of a tile as they are stored.
+
+    Attributes:
+        k: the step's number.
+        codes: where its codes lie.
+        share: its part of the block, see :attr:`.PackedBlocks.share`.
+        scales: ``[v][half]``.
+    """
+
+    k: Value
+    codes: Value
+    share: Value
+    scales: list[list[Scales]]
+
+
+@dataclass(frozen=True)
 class _Multiply:
     """Sums of a weight tile over some tokens, by one method, into ``sums`` ``[token][32 rows]``."""
 
@@ -161,44 +178,32 @@ class _Multiply:
             step0 = fn.at(block, reader.header_bytes)
             k0 = blocks.index * reader.steps
             if stack is None:
-                scales = [reader.scales(block, row) for row in rows]
-                blocks.values = self._some_rows(step0, k0, block, m, width, rows, scales, blocks.values, memory)
+                packed = _Packed(k0, step0, block, [reader.scales(block, row) for row in rows])
+                blocks.values = self._some_rows(packed, m, width, rows, blocks.values, memory)
             else:
                 stack_scales(reader, block, rows, stack)
                 with fn.loop(0, reader.steps, 1, blocks.values) as steps:
                     at = fn.at(step0, steps.index * reader.step_bytes)
-                    part = fn.at(block, steps.index * reader.share)
+                    share = fn.at(block, steps.index * reader.share)
                     half = steps.index * reader.halves
                     scales = [
                         [stacked_scales(reader, stack, half + h, v, len(rows)) for h in range(reader.halves)]
                         for v in range(len(rows))
                     ]
-                    k = k0 + steps.index
-                    steps.values = self._some_rows(at, k, part, m, width, rows, scales, steps.values, memory)
+                    packed = _Packed(k0 + steps.index, at, share, scales)
+                    steps.values = self._some_rows(packed, m, width, rows, steps.values, memory)
                 blocks.values = steps.results
         return blocks.results
 
     def _some_rows(
-        self,
-        at: Value,
-        k: Value,
-        part: Value,
-        m: Value,
-        width: int,
-        rows: list[Value],
-        scales: list[list[Scales]],
-        sums: list[Value],
-        memory: Value | None,
+        self, packed: _Packed, m: Value, width: int, rows: list[Value], sums: list[Value], memory: Value | None
     ) -> list[Value]:
-        """Add a step to all rows, as many vectors at a time as the method says.
-
-        ``part`` is the step's share of its block, see :attr:`.PackedBlocks.share`: what is asked for ahead.
-        """
+        """Add a step to all rows, as many vectors at a time as the method says; the first of them ask ahead."""
         out = list(sums)
         for first in range(0, len(rows), self.method.vectors):
             some = rows[first : first + self.method.vectors]
-            ahead = part if first == 0 else None
-            step = _Step(k, partial(self._packed_operand, at, ahead, some), scales[first : first + len(some)])
+            operand = partial(self._packed_operand, packed, some, ahead=first == 0)
+            step = _Step(packed.k, operand, packed.scales[first : first + len(some)])
             places = [t * len(rows) + first + v for t in range(width) for v in range(len(some))]
             if memory is None:
                 added = self._add(step, m, width, [sums[i] for i in places].__getitem__)
@@ -208,10 +213,10 @@ class _Multiply:
                 self._put_at(memory, some, self._add(step, m, width, partial(self._load, memory, some)))
         return out
 
-    def _packed_operand(self, at: Value, ahead: Value | None, rows: list[Value], j: int, v: int) -> Value:
-        if ahead is not None and v == 0:
-            self.reader.prefetch(ahead, self.reader.share, self.method.prefetch, j)
-        return self.reader.operand(at, j, rows[v])
+    def _packed_operand(self, packed: _Packed, rows: list[Value], j: int, v: int, *, ahead: bool) -> Value:
+        if ahead and v == 0:
+            self.reader.prefetch(packed.share, self.reader.share, self.method.prefetch, j)
+        return self.reader.operand(packed.codes, j, rows[v])
 
     # --- weights taken apart in L1 ------------------------------------------------------------
 
