@@ -1,12 +1,12 @@
 """Which way of multiplying a batch of some size takes: methods by name, and schedules of them.
 
-A method is written ``direct-8x1``, ``direct-1x2-p3072`` or ``panel-6x2``:
+A method is written ``direct-8x1``, ``direct-1x2-p1024`` or ``panel-6x2``:
 
 * ``direct`` decodes packed weights in registers, again for every tile of tokens; ``panel`` first takes a
   stretch of a weight tile apart into the L1 cache, and then reads it for up to 64 tokens; ``lookup`` finds sums
   in tables that are made of a token's activations (:mod:`.bit_lookup`);
 * ``6x2``: six tokens times two vectors of rows are summed at a time;
-* ``p3072``: weights are asked for 3072 bytes ahead of their use.
+* ``p1024``: weights are asked for 1024 bytes ahead of their use.
 
 None of it changes a bit of the result.
 """
@@ -22,7 +22,7 @@ from ryzc.codegen.isa import Isa
 from ryzc.codegen.vector import Function, Value
 from ryzc.errors import UnsupportedError
 
-_AHEAD = "-p3072"
+_AHEAD = "-p1024"
 _METHOD = re.compile(r"(direct|panel|lookup)-(\d+)x(\d+)(?:-p(\d+))?")
 
 
@@ -33,7 +33,7 @@ class Method:
     Attributes:
         kind: ``direct``, ``panel`` or ``lookup``.
         tokens, vectors: the register tile.
-        prefetch: bytes ahead of use; 0 leaves it to the CPU.
+        prefetch: bytes ahead of use, into L1; 0 leaves it to the CPU.
     """
 
     kind: str

@@ -15,6 +15,8 @@ from ryzc.formats.lanes import OPERANDS, STEP, TILE, block_bytes, factor_pieces,
 
 LINE = 64
 """Bytes of a cache line."""
+EARLIER = 8
+"""How many times as far ahead weights are asked for into L2 as into L1."""
 HALF_ROW = 2 * TILE
 WORD_ROW = 4 * TILE
 
@@ -69,10 +71,15 @@ class PackedBlocks:
         return -(-block_bytes(self.format) // self.steps)
 
     def prefetch(self, part: Value, size: int, distance: int, j: int) -> None:
-        """With operand ``j``, ask for its part of the ``size`` bytes at ``part``, so far ahead; 0 asks for nothing."""
+        """With operand ``j``, ask for its part of the ``size`` bytes at ``part``, so far ahead; 0 asks for nothing.
+
+        Each line is asked for twice: early into L2, which has room for many requests under way, and later into L1,
+        which has not, and gets it from there at once.
+        """
         lines = -(-size // LINE)
         for line in range(lines) if distance else ():
             if line * OPERANDS // lines == j:
+                self.fn.prefetch(part, distance * EARLIER + line * LINE, level=2)
                 self.fn.prefetch(part, distance + line * LINE)
 
     def _half(self, block: Value, index: int, row: Value | int) -> Value:
