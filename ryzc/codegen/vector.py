@@ -22,6 +22,8 @@ F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 PTR = ir.PointerType()
 
 Number: TypeAlias = int | float
+LINE = 64
+"""Bytes of a cache line, which :meth:`Function.prefetch` asks for."""
 _FLOATS = (ir.HalfType, ir.FloatType, ir.DoubleType)
 
 

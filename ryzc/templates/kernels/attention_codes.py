@@ -26,11 +26,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from ryzc.codegen.isa import Dot, Isa
-from ryzc.codegen.vector import F32, I8, I32, Value, vec
+from ryzc.codegen.vector import F32, I8, I32, LINE, Value, vec
 from ryzc.templates.kernels.activations import TINY
 from ryzc.templates.kernels.attention_rows import (
     LANES,
-    LINE,
     LOWEST,
     VECTOR,
     VECTOR_BYTES,

@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ryzc.codegen.isa import Isa
-from ryzc.codegen.vector import F32, I16, I32, Value, vec
+from ryzc.codegen.vector import F32, I16, I32, LINE, Value, vec
 from ryzc.templates.kernels.pages import Pages
 
 LANES = 16
 VECTOR = vec(F32, LANES)
 VECTOR_BYTES = 4 * LANES
-LINE = 64
 MOST = 12
 """Rows that go through a page together: with two vectors of keys or values each their sums fill the registers."""
 LOWEST = -1e30

@@ -70,7 +70,7 @@ def default(isa: Isa) -> tuple[str, ...]:
 def methods(isa: Isa) -> tuple[str, ...]:
     """The ways of multiplying that are worth a try on an instruction set.
 
-    Asking for weights ahead gains up to 70 % on a CPU whose own prefetching gives up between computations, and may
+    Asking for weights ahead gains up to 60 % on a CPU whose own prefetching gives up between computations, and may
     be in the way of one that knows better.
     """
     if isa.registers == 32:

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ryzc.codegen.vector import F16, F32, I32, Function, Value, vec
+from ryzc.codegen.vector import F16, F32, I32, LINE, Function, Value, vec
 from ryzc.formats import AffineFormat
 from ryzc.formats.lanes import OPERANDS, STEP, TILE, block_bytes, factor_pieces, factor_words
 
-LINE = 64
-"""Bytes of a cache line."""
 EARLIER = 8
 """How many times as far ahead weights are asked for into L2 as into L1."""
 HALF_ROW = 2 * TILE
