@@ -22,7 +22,7 @@ from ryzc.codegen import container
 from ryzc.compiler import plan as plan_of
 from ryzc.lower import assembly, shared_object
 
-EXPORTS = {"step", "worker", "stop", "probe_read", "probe_int8", "probe_blocks"}
+EXPORTS = {"step", "worker", "stop", "probe_read", "probe_read_ahead", "probe_int8", "probe_blocks"}
 AVX512, AVX2 = ("znver5", "znver4"), ("znver3", "znver2", "znver1", "x86-64-v3")
 MODELS = ("smollm2", "gemma3")
 

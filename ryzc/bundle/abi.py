@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-VERSION: Final = 3
+VERSION: Final = 4
 """Changes whenever the struct, the entry points or their meaning change."""
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from ryzc.codegen.vector import I1, I8, I16, I32, Function, Value, vec
+from ryzc.codegen.vector import I1, I8, I16, I32, I64, Function, Value, vec
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,25 @@ class Isa(ABC):
         """``total`` and a long sum, in 32 bits."""
         return total + carry
 
+    def field(self, word: Value, shift: int, width: int, low: int = 0) -> Value:
+        """Of every byte the ``width`` bits from ``shift`` on, moved to bit ``low``; the byte's other bits are zero."""
+        return field(word, shift, width, low)
+
     def dot(self, acc: Value, codes: Value, x: Value) -> Value:
         """``acc + sum of four code * x`` a lane; codes below 128 where ``signed_bytes``."""
         return self.total(self.add(Dot(acc), codes, x, 127))
 
 
+def field(word: Value, shift: int, width: int, low: int = 0) -> Value:
+    """As :meth:`Isa.field`, by shifts and a mask, on any integer or vector of 32 bits."""
+    if width == 8:
+        return word
+    word = (word >> shift if shift else word) & ((1 << width) - 1) * 0x01010101
+    return word << low if low else word
+
+
 class Avx512Vnni(Isa):
-    """AVX-512 with VNNI, one ``vpdpbusd`` a register, and VBMI: all CPUs that have the one have the other."""
+    """AVX-512 with VNNI, one ``vpdpbusd`` a register, with VBMI and GFNI: Ryzens have all of them or none."""
 
     def __init__(self) -> None:
         super().__init__("avx512_vnni", 16, 32, False)
@@ -90,6 +102,15 @@ class Avx512Vnni(Isa):
     def add(self, dot: Dot, codes: Value, x: Value, top: int) -> Dot:
         acc, quads = dot.total, vec(I8, 64)
         return Dot(acc.fn.call("llvm.x86.avx512.vpdpbusd.512", acc.type, acc, codes.bits(quads), x.bits(quads)))
+
+    def field(self, word: Value, shift: int, width: int, low: int = 0) -> Value:
+        if shift == low == 0:
+            return field(word, shift, width)
+        # One affine map of the bits of every byte: row 7 - i of the matrix says which bits are summed to bit i.
+        matrix = sum(1 << 8 * (7 - bit) + bit - low + shift for bit in range(low, low + width))
+        fn, quads = word.fn, vec(I8, 64)
+        rows = fn.const(vec(I64, 8), matrix - (matrix >> 63 << 64)).bits(quads)
+        return fn.call("llvm.x86.vgf2p8affineqb.512", quads, word.bits(quads), rows, fn.const(I8, 0)).bits(word.type)
 
 
 class Avx2(Isa):

@@ -15,7 +15,7 @@ from ryzc.targets import Target
 from ryzc.templates import scaffold
 from ryzc.templates.kernels import from_spec, probes
 
-_PROBES = ("probe_read", "probe_int8", "probe_blocks")
+_PROBES = ("probe_read", "probe_read_ahead", "probe_int8", "probe_blocks")
 
 
 def shared_object(plan: Plan, target: Target) -> bytes:

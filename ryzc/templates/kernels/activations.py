@@ -3,13 +3,16 @@
 ``codes`` is ``int8 [tokens, K]`` in ``-127 .. 127``. ``records`` is ``[tokens, K / 32]`` of 16 bytes:
 
     offset 0   f32   scale: a code counts ``code * scale``
-    offset 4   i32   minus the sum of the block's codes, times ``unit``
-    offset 8   i32   minus the sum of its first 16 codes, times ``unit``
+    offset 4   i32   ``ORIGIN_BITS`` minus the sum of the block's codes times ``unit``
+    offset 8   i32   ``ORIGIN_BITS`` minus the sum of its first 16 codes times ``unit``
     offset 12  f32   scale * sum of the block's codes
 
 The sums undo the offset of unsigned weight codes and carry the weights' minima. ``unit`` is a power of two
 that divides the zero points of all formats that read the records: where it is the zero point itself, an
 integer sum starts from the record as it is.
+
+Integer sums count from ``ORIGIN_BITS``, the bits of the float ``ORIGIN``. Around it neighbouring floats differ by one,
+so the bits of such a sum are at once the float ``ORIGIN + sum``, and a kernel needs no conversion.
 """
 
 from __future__ import annotations
@@ -21,7 +24,10 @@ import numpy.typing as npt
 
 BLOCK: Final = 32
 RECORD_BYTES: Final = 16
-SCALE, MINUS_SUM, MINUS_FIRST, SCALED_SUM = 0, 4, 8, 12
+SCALE, START, START_FIRST, SCALED_SUM = 0, 4, 8, 12
+ORIGIN: Final = 1.5 * 2.0**23
+ORIGIN_BITS: Final = 0x4B400000
+"""``ORIGIN`` as float32. Sums between -2**22 and 2**22 may be added; those of a block stay below ``32 * 255 * 127``."""
 TINY: Final = 2.0**-100
 """Blocks whose largest magnitude is below this count as zero: 127 / amax must not overflow."""
 
@@ -46,5 +52,6 @@ def records(codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float32], unit: 
     blocks = codes.reshape(*scales.shape, BLOCK).astype(np.int32)
     sums = blocks.sum(axis=2, dtype=np.int32)
     first = blocks[:, :, :16].sum(axis=2, dtype=np.int32)
-    words = [scales.view(np.int32), -sums * unit, -first * unit, (scales * sums.astype(np.float32)).view(np.int32)]
+    starts = [ORIGIN_BITS - part * unit for part in (sums, first)]
+    words = [scales.view(np.int32), *starts, (scales * sums.astype(np.float32)).view(np.int32)]
     return np.ascontiguousarray(np.stack(words, axis=2).astype(np.int32)).view(np.uint8)

@@ -2,11 +2,11 @@
 
 For every row ``n`` and token ``m``, over the groups ``g`` of K in ascending order:
 
-    y = fma(float(sum over the group of (q - zero) * x), scale[n, g] * x_scale[m, block], y)
+    y = fma(scale[n, g] * sum over the group of (q - zero) * x, x_scale[m, block], y)
     y = fma(minimum[n, g], x_scale * sum of x, y)          where the format has minima
 
-The sums in brackets are exact integers. The order is fixed, so a token's result has the same bits in
-every tile size, at every thread count and in every batch.
+The sums over a group are exact integers, and each product is rounded once. The order is fixed, so a token's result
+has the same bits in every tile size, at every thread count and in every batch.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Linear(Kernel):
         weights, codes, records, out = (fn.args[o] for o in self.operands)
         tokens = context_field(fn, self.count)
         sums = fn.stack(F32, PANEL * TILE)
-        reader = PackedBlocks(fn, fmt, isa.lanes)
+        reader = PackedBlocks(fn, fmt, isa.lanes, isa.field)
         token_bytes = self.columns + self.columns // STEP * act.RECORD_BYTES
         for method in schedule.each(fn, tokens, self.schedule or self.default_schedule(isa)):
             multiply = _Multiply(fn, isa, reader, self.columns, self.unit, method, codes, records, sums)
@@ -280,6 +280,8 @@ class _Multiply:
         records = [fn.at(record0, t * record_stride) for t in range(width)]
         out: dict[int, Value] = {}
         for half in range(halves):
+            # ORIGIN * scale is exact: scales have at most 19 significant bits.
+            origins = [scales[half].scale * -act.ORIGIN for scales in step.scales]
             start = [self._start(record, half) for record in records]
             dots = [Dot(start[t]) for t in range(width) for _ in range(count)]
             for j in range(half * OPERANDS // halves, (half + 1) * OPERANDS // halves):
@@ -294,7 +296,8 @@ class _Multiply:
                 for v in range(count):
                     i, s = t * count + v, step.scales[v][half]
                     total = out[i] if half else before(i)
-                    total = fn.fma(isa.total(dots[i]).to_float(), s.scale * x_scale, total)
+                    product = fn.fma(isa.total(dots[i]).bits(s.scale.type), s.scale, origins[v])
+                    total = fn.fma(product, x_scale, total)
                     if s.minimum is not None:
                         total = fn.fma(s.minimum, self._scaled_sum(record, half), total)
                     out[i] = total
@@ -304,32 +307,34 @@ class _Multiply:
     def _top(self) -> int:
         return (1 << sum(self.reader.format.planes)) - 1
 
-    def _minus_sum(self, record: Value, half: int) -> Value:
-        """Minus ``unit`` times the sum of the codes of a step, or of one of its halves."""
+    def _minus_sum(self, record: Value, half: int, origin: int) -> Value:
+        """``origin`` minus ``unit`` times the sum of the codes of a step, or of one of its halves."""
 
         def load(offset: int) -> Value:
             return self.fn.load(I32, record, offset, align=4)
 
-        if self.reader.halves == 1:
-            return load(act.MINUS_SUM)
-        return load(act.MINUS_FIRST) if half == 0 else load(act.MINUS_SUM) - load(act.MINUS_FIRST)
+        if half == 1:
+            return load(act.START) - load(act.START_FIRST) + origin
+        start = load(act.START if self.reader.halves == 1 else act.START_FIRST)
+        return start if origin == act.ORIGIN_BITS else start + (origin - act.ORIGIN_BITS)
 
     def _start(self, record: Value, half: int) -> Value:
-        """What the integer sum starts from, so that it ends as the sum of ``(q - zero) * x``."""
+        """What the integer sum starts from, so that it ends as the origin and the sum of ``(q - zero) * x``."""
         lanes = self.isa.lanes
         zero = self.reader.format.zero - (128 if self._top == 255 and self.isa.signed_bytes else 0)
         if zero == 0:
-            return self.fn.const(vec(I32, lanes), 0)
+            return self.fn.const(vec(I32, lanes), act.ORIGIN_BITS)
         if zero % self.unit:
             raise InternalError(f"records in units of {self.unit} do not fit {self.reader.format.name}")
-        start = self._minus_sum(record, half).splat(lanes)
-        return start if zero == self.unit else start * (zero // self.unit)
+        if zero == self.unit:
+            return self._minus_sum(record, half, act.ORIGIN_BITS).splat(lanes)
+        return (self._minus_sum(record, half, 0) * (zero // self.unit) + act.ORIGIN_BITS).splat(lanes)
 
     def _scaled_sum(self, record: Value, half: int) -> Value:
         fn, lanes = self.fn, self.isa.lanes
         if self.reader.halves == 1:
             return fn.load(F32, record, act.SCALED_SUM, align=4).splat(lanes)
-        total = (-self._minus_sum(record, half)).to_float() * (1 / self.unit)
+        total = (-self._minus_sum(record, half, 0)).to_float() * (1 / self.unit)
         return (fn.load(F32, record, act.SCALE, align=4) * total).splat(lanes)
 
 

@@ -1,30 +1,37 @@
 """Roofline probes: what this CPU can do at most, measured beside the model.
 
-``probe_read(base, bytes, out)`` reads memory in one stream; ``probe_int8(iterations, out)`` keeps the
-integer dot product's pipes full from registers. ``probe_blocks`` is the same for weights and activations with
-a scale a block of 32: after every 32 products of a sum come a conversion to float, the product of both scales and
-a fused multiply-add, which on many CPUs want the same pipes. No kernel of such formats can be faster.
-Each runs on the calling thread.
+``probe_read(base, bytes, out)`` reads memory in one stream, and ``probe_read_ahead`` does so asking for lines ahead
+of their use, as kernels do: which of them is faster depends on the CPU, and the faster one is what it can do.
+``probe_int8(iterations, out)`` keeps the integer dot product's pipes full from registers. ``probe_blocks`` is the same
+for weights and activations with a scale a block of 32: after every 32 products of a sum come two fused multiply-adds,
+one for either scale, which on many CPUs want the same pipes. Each runs on the calling thread.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from llvmlite import ir
 
 from ryzc.codegen.isa import Dot, Isa
-from ryzc.codegen.vector import F32, I32, I64, PTR, Function, vec
+from ryzc.codegen.vector import F32, I32, I64, LINE, PTR, Function, Value, vec
+from ryzc.templates.kernels import activations as act
 
 _STREAMS: Final = 8
+_AHEAD: Final = (8192, 2), (1024, 1)
+"""How far ahead of a read its lines are asked for, and into which cache."""
 BLOCK_OPERANDS: Final = 8
 """Dot products of four bytes in a block of 32."""
 READ_CHUNK: Final = 4 * _STREAMS * 16
-"""``probe_read`` takes a multiple of this many bytes."""
+"""The reading probes take a multiple of this many bytes."""
 
 
 def accumulators(isa: Isa) -> int:
-    """Independent sums of ``probe_int8``: enough to hide the latency of the dot product."""
+    """Independent sums of ``probe_int8``: enough to hide latencies, few enough for the registers.
+
+    Without VNNI a sum has a register of 16-bit sums beside it.
+    """
     return isa.registers // 2 - 2 if isa.registers == 16 else 16
 
 
@@ -34,66 +41,78 @@ def macs_per_iteration(isa: Isa) -> int:
 
 
 def emit(module: ir.Module, isa: Isa) -> None:
-    """Add both probes to a module, exported."""
-    _emit_read(module, isa)
+    """Add all probes to a module, exported."""
+    _emit_read(module, isa, "probe_read", ahead=False)
+    _emit_read(module, isa, "probe_read_ahead", ahead=True)
     _emit_int8(module, isa)
     _emit_blocks(module, isa)
 
 
-def _emit_read(module: ir.Module, isa: Isa) -> None:
-    fn = Function(module, "probe_read", [("base", PTR), ("bytes", I64), ("out", PTR)], internal=False)
+def _emit_read(module: ir.Module, isa: Isa, name: str, *, ahead: bool) -> None:
+    fn = Function(module, name, [("base", PTR), ("bytes", I64), ("out", PTR)], internal=False)
     register, width = vec(I32, isa.lanes), 4 * isa.lanes
     zeros = [fn.const(register, 0)] * _STREAMS
     with fn.loop(0, fn.args["bytes"], _STREAMS * width, zeros) as loop:
-        loop.values = [
-            v ^ fn.load(register, fn.args["base"], loop.index, i * width, align=width)
-            for i, v in enumerate(loop.values)
-        ]
-    total = loop.results[0]
-    for value in loop.results[1:]:
-        total = total ^ value
-    fn.store(total, fn.args["out"])
+        at, values = fn.at(fn.args["base"], loop.index), []
+        for i, value in enumerate(loop.values):
+            if ahead and i * width % LINE == 0:
+                for distance, level in _AHEAD:
+                    fn.prefetch(at, distance + i * width, level=level)
+            values.append(value ^ fn.load(register, at, i * width, align=width))
+        loop.values = values
+    _keep(fn, loop.results)
     fn.finish()
 
 
 def _emit_int8(module: ir.Module, isa: Isa) -> None:
     fn = Function(module, "probe_int8", [("iterations", I64), ("out", PTR)], internal=False)
     register, count = vec(I32, isa.lanes), accumulators(isa)
-    codes = fn.load(register, fn.args["out"])
+    xs, moving = _operands(fn, isa, count)
     start = [fn.const(register, i) for i in range(count)]
-    x = fn.load(register, fn.args["out"], 4 * isa.lanes)
-    with fn.loop(0, fn.args["iterations"], 1, [*start, x]) as loop:
-        # x changes, or the products would leave the loop on instruction sets that multiply apart.
-        moving = loop.values[count] + 0x01010101
-        loop.values = [*(isa.dot(v, codes, moving) for v in loop.values[:count]), moving]
-    total = loop.results[0]
-    for value in loop.results[1:]:
-        total = total + value
-    fn.store(total, fn.args["out"])
+    with fn.loop(0, fn.args["iterations"], BLOCK_OPERANDS, [*start, moving]) as loop:
+        *sums, moving = loop.values
+        sums, moving = _products(isa, sums, moving, xs)
+        loop.values = [*sums, moving]
+    _keep(fn, loop.results)
     fn.finish()
 
 
 def _emit_blocks(module: ir.Module, isa: Isa) -> None:
     """As ``_emit_int8``, and as many multiply-accumulates an iteration, a block of 32 for every few sums."""
     fn = Function(module, "probe_blocks", [("iterations", I64), ("out", PTR)], internal=False)
-    register, floats = vec(I32, isa.lanes), vec(F32, isa.lanes)
+    floats = vec(F32, isa.lanes)
     count = accumulators(isa) // 2  # half of the registers hold integer sums, half float ones
-    codes = fn.load(register, fn.args["out"])
-    scale = fn.load(floats, fn.args["out"], 8 * isa.lanes)
-    x = fn.load(register, fn.args["out"], 4 * isa.lanes)
-    with fn.loop(0, fn.args["iterations"], BLOCK_OPERANDS // 2, [*([fn.const(floats, 0.0)] * count), x]) as loop:
-        moving = loop.values[count] + 0x01010101
-        dots = [Dot(moving ^ i) for i in range(count)]
-        for _ in range(BLOCK_OPERANDS):
-            dots = [isa.add(dot, codes, moving, 15) for dot in dots]
-        x_scale = moving.bits(floats)
-        added = [
-            fn.fma(isa.total(dot).to_float(), scale * (x_scale + float(i)), total)
-            for i, (dot, total) in enumerate(zip(dots, loop.values, strict=False))
-        ]
-        loop.values = [*added, moving]
-    total = loop.results[0]
-    for value in loop.results[1:count]:
-        total = total + value
-    fn.store(total, fn.args["out"])
+    xs, moving = _operands(fn, isa, count)
+    scale = fn.load(floats, fn.args["out"])
+    origin = scale * -act.ORIGIN
+    with fn.loop(0, fn.args["iterations"], BLOCK_OPERANDS // 2, [*([fn.const(floats, 0.0)] * count), moving]) as loop:
+        *totals, moving = loop.values
+        sums, after = _products(isa, [moving ^ i for i in range(count)], moving, xs)
+        scaled = [fn.fma(total.bits(floats), scale, origin) for total in sums]
+        x_scale = after.bits(floats)
+        loop.values = [*(fn.fma(s, x_scale, total) for s, total in zip(scaled, totals, strict=True)), after]
+    _keep(fn, loop.results)
     fn.finish()
+
+
+def _operands(fn: Function, isa: Isa, count: int) -> tuple[list[Value], Value]:
+    """An operand of its own for every sum, and codes for all."""
+    register, width = vec(I32, isa.lanes), 4 * isa.lanes
+    x = [fn.load(register, fn.args["out"], i * width) for i in range(count + 1)]
+    return x[:count], x[count]
+
+
+def _products(isa: Isa, sums: Sequence[Value], codes: Value, xs: Sequence[Value]) -> tuple[list[Value], Value]:
+    """Add a block's products to every sum; the codes change, as equal products would be made but once."""
+    dots = [Dot(value) for value in sums]
+    for _ in range(BLOCK_OPERANDS):
+        dots = [isa.add(dot, codes, x, 15) for dot, x in zip(dots, xs, strict=True)]
+        codes = codes + 0x01010101
+    return [isa.total(dot) for dot in dots], codes
+
+
+def _keep(fn: Function, values: Sequence[Value]) -> None:
+    total = values[0]
+    for value in values[1:]:
+        total = total + value.bits(total.type)
+    fn.store(total, fn.args["out"])

@@ -50,7 +50,8 @@ def _quantize(
     minus_first = -side_by_side([a for a, _ in halves], lambda a, b: a + b)
     minus_sum = -side_by_side([a + b for a, b in halves], lambda a, b: a + b)
     scaled_sum = scale * (-minus_sum).to_float()
-    words = [scale.bits(minus_sum.type), minus_sum * unit, minus_first * unit, scaled_sum.bits(minus_sum.type)]
+    starts = [part * unit + act.ORIGIN_BITS for part in (minus_sum, minus_first)]
+    words = [scale.bits(minus_sum.type), *starts, scaled_sum.bits(minus_sum.type)]
     fn.store(_interleaved(words), records, first * act.RECORD_BYTES, align=16)
 
 

@@ -6,9 +6,10 @@ worth; the embedding takes one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ryzc.codegen.isa import field
 from ryzc.codegen.vector import F16, F32, I32, LINE, Function, Value, vec
 from ryzc.formats import AffineFormat
 from ryzc.formats.lanes import OPERANDS, STEP, TILE, block_bytes, factor_pieces, factor_words
@@ -38,11 +39,13 @@ class PackedBlocks:
         fn: the function under construction.
         format: the weight format.
         lanes: rows taken at once.
+        field: how to take bits out of bytes, see :meth:`ryzc.codegen.isa.Isa.field`.
     """
 
     fn: Function
     format: AffineFormat
     lanes: int
+    field: Callable[[Value, int, int, int], Value] = field
 
     @property
     def steps(self) -> int:
@@ -134,13 +137,9 @@ class PackedBlocks:
         offset = row * 4 if isinstance(row, int) else row << 2
         low, codes = 0, None
         for width in self.format.planes:
-            shift = width * (j // width)
             word = fn.load(self._vector(I32), step, (low + j % width) * WORD_ROW, offset, align=4)
-            if width < 8:
-                mask = ((1 << width) - 1) * 0x01010101
-                word = word >> shift & mask
-            word = word << low if low else word
-            codes = word if codes is None else codes | word
+            bits = self.field(word, width * (j // width), width, low)
+            codes = bits if codes is None else codes | bits
             low += width
         assert codes is not None
         return codes
