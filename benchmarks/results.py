@@ -62,6 +62,7 @@ class Speed:
         behind: how many times as long as ryzc it took; 1 for ryzc itself.
         share: of the roofline, attention's arithmetic left out.
         share_with_attention: the same with it.
+        share_of_blocks: as ``share``, with the peak of weights with block scales in place of the int8 peak.
         step_cost: of a step that verifies drafts, in steps of one token; 0 in other tests.
     """
 
@@ -71,6 +72,7 @@ class Speed:
     behind: float
     share: float
     share_with_attention: float
+    share_of_blocks: float
     step_cost: float
 
 
@@ -114,12 +116,13 @@ def from_json(fields: Mapping[str, Any]) -> Result:
     )
 
 
-def limits(work: Work, one: Round) -> tuple[float, float, float]:
-    """Seconds that a test needs at least: to read, to compute the linear layers, and these with attention."""
+def limits(work: Work, one: Round) -> tuple[float, float, float, float]:
+    """Seconds that a test needs at least: to read; to compute the linear layers; with attention; with block scales."""
     return (
         work.bytes / one.bandwidth,
         work.linear_macs / one.int8_peak,
         (work.linear_macs + work.attention_macs) / one.int8_peak,
+        work.linear_macs / one.block_peak,
     )
 
 
@@ -140,8 +143,9 @@ def row(result: Result) -> Row:
             slowest=min(each),
             fastest=max(each),
             behind=statistics.median(one.seconds[name] / one.seconds[ours] for one in rounds) if ours else 0.0,
-            share=statistics.median(max(read, linear) / t for t, (read, linear, _) in pairs),
-            share_with_attention=statistics.median(max(read, every) / t for t, (read, _, every) in pairs),
+            share=statistics.median(max(read, linear) / t for t, (read, linear, _, _) in pairs),
+            share_with_attention=statistics.median(max(read, every) / t for t, (read, _, every, _) in pairs),
+            share_of_blocks=statistics.median(max(read, blocks) / t for t, (read, _, _, blocks) in pairs),
             step_cost=statistics.median(t / s for t, s in zip(times, singles, strict=True)) if all(singles) else 0.0,
         )
     read, linear = (statistics.median(b[i] for b in bounds) if bounds else 0.0 for i in (0, 1))

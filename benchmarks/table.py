@@ -16,8 +16,9 @@ Tokens a second: median of the rounds (slowest – fastest). `pp` takes in a pro
 steps of one token and so many drafts, with the logits of all; in brackets what such a step costs in steps of one token.
 The roofline is the larger of two times: reading the weights once a step and each sequence's keys and values once, at
 the read bandwidth; and the multiply-accumulates of the linear layers, at the int8 peak. "With attention" counts those
-of attention as well. A share above 100 % means that a cache held a part of what was read. Ratios are medians of ratios
-taken within a round; "best" is the fastest peer of the row."""
+of attention as well; "with scales" counts no attention, and the peak of weights with a scale a block of 32. A share above
+100 % means that a cache held a part of what was read. Ratios are medians of ratios taken within a round; "best" is the
+fastest peer of the row."""
 
 
 def as_markdown(facts: Mapping[str, Any], measured: Sequence[Result]) -> str:
@@ -27,15 +28,16 @@ def as_markdown(facts: Mapping[str, Any], measured: Sequence[Result]) -> str:
     titles = [peers.title(name) for name in names]
     lines = [conditions(facts, measured), ""]
     lines += [
-        f"| test | roofline | {' | '.join(titles)} | ryzc ÷ best | of roofline | with attention |",
-        f"|---|--:|{'--:|' * len(names)}--:|--:|--:|",
+        f"| test | roofline | {' | '.join(titles)} | ryzc ÷ best | of roofline | with attention | with scales |",
+        f"|---|--:|{'--:|' * len(names)}--:|--:|--:|--:|",
     ]
     notes: dict[str, int] = {}
     for r in rows:
         cells = [_cell(r, name, notes) for name in names]
         ours = r.speeds[r.ours] if r.ours else None
         ratio = f"{r.speeds[r.best_peer].behind:.2f}×" if ours and r.best_peer else ""
-        shares = [f"{ours.share:.0%}", f"{ours.share_with_attention:.0%}"] if ours else ["", ""]
+        found = (ours.share, ours.share_with_attention, ours.share_of_blocks) if ours else ()
+        shares = [f"{share:.0%}" for share in found] or [""] * 3
         limit = f"{_figure(r.limit)} ({r.bound})" if r.limit else ""
         lines.append("| " + " | ".join([r.test, limit, *cells, ratio, *shares]) + " |")
     if notes:

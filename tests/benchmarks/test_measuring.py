@@ -90,9 +90,9 @@ def test_a_step_reads_weights_once(gemma: Plan) -> None:
 def _result() -> Result:
     """Three rounds of 100 tokens whose limit is 1 s to read and half a second to compute, 2 s with attention."""
     rounds = [
-        Round(10.0, 12.0, 100.0, 70.0, 1.0, {"ryzc": 2.0, "llama_cpp": 6.0}, {"ryzc": 1.0, "llama_cpp": 1.5}),
-        Round(5.0, 12.0, 50.0, 35.0, 1.0, {"ryzc": 4.0, "llama_cpp": 16.0}, {"ryzc": 2.0, "llama_cpp": 4.0}),
-        Round(10.0, 12.0, 100.0, 70.0, 1.0, {"ryzc": 2.5, "llama_cpp": 5.0}, {"ryzc": 1.0, "llama_cpp": 1.0}),
+        Round(10.0, 12.0, 100.0, 40.0, 1.0, {"ryzc": 2.0, "llama_cpp": 6.0}, {"ryzc": 1.0, "llama_cpp": 1.5}),
+        Round(5.0, 12.0, 50.0, 20.0, 1.0, {"ryzc": 4.0, "llama_cpp": 16.0}, {"ryzc": 2.0, "llama_cpp": 4.0}),
+        Round(10.0, 12.0, 100.0, 40.0, 1.0, {"ryzc": 2.5, "llama_cpp": 5.0}, {"ryzc": 1.0, "llama_cpp": 1.0}),
     ]
     test = workload.Test("verify 3", 100, 8, at_once=4)
     return Result(test, Work(10.0, 50.0, 150.0), rounds, 1, {"ik_llama_cpp": "it does not load"})
@@ -105,6 +105,7 @@ def test_figures_are_medians_within_rounds() -> None:
     assert theirs.behind == 3.0  # of 3, 4 and 2
     assert ours.share == 0.5  # 1 of 2 s, 2 of 4 s, 1 of 2.5 s
     assert ours.share_with_attention == 1.0
+    assert ours.share_of_blocks == 0.625  # 1.25 of 2 s, 2.5 of 4 s, 1.25 of 2.5 s
     assert (ours.step_cost, theirs.step_cost) == (2.0, 4.0)
     assert (line.limit, line.bound, line.best_peer) == (100.0, "read", "llama_cpp")
 

@@ -64,7 +64,7 @@ def default(isa: Isa) -> tuple[str, ...]:
     """The schedule of a linear layer that nobody tuned."""
     if isa.registers == 32:
         return (f"24:direct-12x2{_AHEAD}", f"512:panel-6x2{_AHEAD}")
-    return (f"1:direct-1x4{_AHEAD}", f"12:direct-4x2{_AHEAD}", f"512:panel-4x2{_AHEAD}")
+    return (f"12:direct-4x2{_AHEAD}", f"512:panel-4x2{_AHEAD}")
 
 
 def methods(isa: Isa) -> tuple[str, ...]:
@@ -76,7 +76,7 @@ def methods(isa: Isa) -> tuple[str, ...]:
     if isa.registers == 32:
         plain: tuple[str, ...] = ("direct-6x2", "direct-8x2", "direct-12x2", "panel-6x2")
     else:
-        plain = ("direct-1x4", "direct-4x1", "direct-4x2", "panel-4x2")
+        plain = ("direct-4x1", "direct-4x2", "panel-4x2")
     return (*plain, *(f"{name}{_AHEAD}" for name in plain))
 
 
