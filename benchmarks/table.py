@@ -16,9 +16,9 @@ Tokens a second: median of the rounds (slowest – fastest). `pp` takes in a pro
 steps of one token and so many drafts, with the logits of all; in brackets what such a step costs in steps of one token.
 The roofline is the larger of two times: reading the weights once a step and each sequence's keys and values once, at
 the read bandwidth; and the multiply-accumulates of the linear layers, at the int8 peak. "With attention" counts those
-of attention as well; "with scales" counts no attention, and the peak of weights with a scale a block of 32. A share above
-100 % means that a cache held a part of what was read. Ratios are medians of ratios taken within a round; "best" is the
-fastest peer of the row."""
+of attention as well; "with scales" counts no attention, and the peak of weights with a scale a block of 32. A share
+above 100 % means that a cache held a part of what was read. Ratios are medians of ratios taken within a round; "best"
+is the fastest peer of the row."""
 
 
 def as_markdown(facts: Mapping[str, Any], measured: Sequence[Result]) -> str:
