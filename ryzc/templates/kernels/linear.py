@@ -307,34 +307,34 @@ class _Multiply:
     def _top(self) -> int:
         return (1 << sum(self.reader.format.planes)) - 1
 
-    def _minus_sum(self, record: Value, half: int, origin: int) -> Value:
-        """``origin`` minus ``unit`` times the sum of the codes of a step, or of one of its halves."""
+    def _start_of(self, record: Value, half: int) -> Value:
+        """``ORIGIN_BITS`` minus ``unit`` times the sum of the codes of a step, or of one of its halves."""
 
         def load(offset: int) -> Value:
             return self.fn.load(I32, record, offset, align=4)
 
         if half == 1:
-            return load(act.START) - load(act.START_FIRST) + origin
-        start = load(act.START if self.reader.halves == 1 else act.START_FIRST)
-        return start if origin == act.ORIGIN_BITS else start + (origin - act.ORIGIN_BITS)
+            return load(act.START) - load(act.START_FIRST) + act.ORIGIN_BITS
+        return load(act.START if self.reader.halves == 1 else act.START_FIRST)
 
     def _start(self, record: Value, half: int) -> Value:
-        """What the integer sum starts from, so that it ends as the origin and the sum of ``(q - zero) * x``."""
+        """What the integer sum starts from, so that it ends as ``ORIGIN_BITS`` plus the sum of ``(q - zero) * x``."""
         lanes = self.isa.lanes
         zero = self.reader.format.zero - (128 if self._top == 255 and self.isa.signed_bytes else 0)
         if zero == 0:
             return self.fn.const(vec(I32, lanes), act.ORIGIN_BITS)
         if zero % self.unit:
             raise InternalError(f"records in units of {self.unit} do not fit {self.reader.format.name}")
-        if zero == self.unit:
-            return self._minus_sum(record, half, act.ORIGIN_BITS).splat(lanes)
-        return (self._minus_sum(record, half, 0) * (zero // self.unit) + act.ORIGIN_BITS).splat(lanes)
+        start = self._start_of(record, half)
+        if zero != self.unit:
+            start = (start - act.ORIGIN_BITS) * (zero // self.unit) + act.ORIGIN_BITS
+        return start.splat(lanes)
 
     def _scaled_sum(self, record: Value, half: int) -> Value:
         fn, lanes = self.fn, self.isa.lanes
         if self.reader.halves == 1:
             return fn.load(F32, record, act.SCALED_SUM, align=4).splat(lanes)
-        total = (-self._minus_sum(record, half, 0)).to_float() * (1 / self.unit)
+        total = (-(self._start_of(record, half) - act.ORIGIN_BITS)).to_float() * (1 / self.unit)
         return (fn.load(F32, record, act.SCALE, align=4) * total).splat(lanes)
 
 
