@@ -32,7 +32,7 @@ from ryzc.runtime.step import CompiledModel
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "predictions.md"
 PROMPT, GENERATED = 512, 128
 READ_SHARE = 0.96
-"""Of the bandwidth that kernels reach when memory is what they wait for."""
+"""Of the bandwidth of plain loads that kernels reach when memory is what they wait for."""
 MEMORY_SHARE = 0.82
 """Of the memory's nominal bandwidth that reading gets."""
 FLOAT_SHARE = 0.6
@@ -228,7 +228,7 @@ def _here(path: Path, threads: int, found: list[bench.Measurement]) -> Machine:
     """This machine as it was while a bundle was measured on it."""
     with CompiledModel(path, context=1, threads=threads) as model:
         nbytes = int(step_work(model.plan, [(0, 1)], 1).bytes)
-        read = max(nbytes / model.probe_read(nbytes) for _ in range(5))
+        read = max(nbytes / model.probe_read(nbytes, plain=True) for _ in range(5))
         lanes = 64 if model.target.vector_bits == 512 else 32
     int8 = found[0].int8
     return Machine(lambda _, __: read, lambda _: int8, lambda _: int8 / lanes)

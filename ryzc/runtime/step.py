@@ -337,10 +337,10 @@ class CompiledModel:
         with self._lock:
             pages[target] = pages[source]
 
-    def probe_read(self, nbytes: int = 1 << 28, threads: int | None = None) -> float:
+    def probe_read(self, nbytes: int = 1 << 28, threads: int | None = None, *, plain: bool = False) -> float:
         """Seconds to read ``nbytes`` of memory (beyond every cache) on ``threads`` threads, once each part.
 
-        The faster one of two loops: plain loads, and loads that ask for memory ahead.
+        The faster one of two loops: plain loads, and loads that ask for memory ahead; with ``plain`` the first.
         """
         count = threads or self.threads
         part = nbytes // count // 4096 * 4096
@@ -348,7 +348,7 @@ class CompiledModel:
         region[::512] = 1  # touch every page: unwritten ones would all be the same page of zeros
         sinks = [memory.anonymous(4096) for _ in range(count)]
         base, found = region.ctypes.data, []
-        for name in ("probe_read", "probe_read_ahead"):
+        for name in ("probe_read",) if plain else ("probe_read", "probe_read_ahead"):
             call = self._library.entry(name, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
             found.append(_parallel([(call, (base + i * part, part, sinks[i].ctypes.data)) for i in range(count)]))
         return min(found) * nbytes / (part * count)
