@@ -87,9 +87,11 @@ def _emit_blocks(module: ir.Module, isa: Isa) -> None:
     origin = scale * -act.ORIGIN
     with fn.loop(0, fn.args["iterations"], BLOCK_OPERANDS // 2, [*([fn.const(floats, 0.0)] * count), moving]) as loop:
         *totals, moving = loop.values
-        sums, after = _products(isa, [moving ^ i for i in range(count)], moving, xs)
+        starts = [fn.const(moving.type, act.ORIGIN_BITS)] * count
+        sums, after = _products(isa, starts, moving, xs)
         scaled = [fn.fma(total.bits(floats), scale, origin) for total in sums]
-        x_scale = after.bits(floats)
+        # Some bits of the codes as a number from 1 to 2: all of them would at times be a slow one, near zero.
+        x_scale = (after & 0x007FFFFF | 0x3F800000).bits(floats)
         loop.values = [*(fn.fma(s, x_scale, total) for s, total in zip(scaled, totals, strict=True)), after]
     _keep(fn, loop.results)
     fn.finish()
