@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import peers
 from benchmarks.workload import Test
@@ -116,9 +116,25 @@ def from_json(fields: Mapping[str, Any]) -> Result:
     )
 
 
-def limits(work: Work, one: Round) -> tuple[float, float, float, float]:
-    """Seconds that a test needs at least: to read; to compute the linear layers; with attention; with block scales."""
-    return (
+class Limits(NamedTuple):
+    """Seconds that a test needs at least.
+
+    Attributes:
+        read: for all that is read.
+        linear: for the linear layers' arithmetic.
+        attention: for theirs and attention's.
+        blocks: for theirs, where weights have block scales.
+    """
+
+    read: float
+    linear: float
+    attention: float
+    blocks: float
+
+
+def limits(work: Work, one: Round) -> Limits:
+    """What the machine, as it was in a round, allows."""
+    return Limits(
         work.bytes / one.bandwidth,
         work.linear_macs / one.int8_peak,
         (work.linear_macs + work.attention_macs) / one.int8_peak,
@@ -143,9 +159,9 @@ def row(result: Result) -> Row:
             slowest=min(each),
             fastest=max(each),
             behind=statistics.median(one.seconds[name] / one.seconds[ours] for one in rounds) if ours else 0.0,
-            share=statistics.median(max(read, linear) / t for t, (read, linear, _, _) in pairs),
-            share_with_attention=statistics.median(max(read, every) / t for t, (read, _, every, _) in pairs),
-            share_of_blocks=statistics.median(max(read, blocks) / t for t, (read, _, _, blocks) in pairs),
+            share=statistics.median(max(least.read, least.linear) / t for t, least in pairs),
+            share_with_attention=statistics.median(max(least.read, least.attention) / t for t, least in pairs),
+            share_of_blocks=statistics.median(max(least.read, least.blocks) / t for t, least in pairs),
             step_cost=statistics.median(t / s for t, s in zip(times, singles, strict=True)) if all(singles) else 0.0,
         )
     read, linear = (statistics.median(b[i] for b in bounds) if bounds else 0.0 for i in (0, 1))

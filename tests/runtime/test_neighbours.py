@@ -172,9 +172,9 @@ def _speed(model: CompiledModel, batch: int, seconds: float) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("batch", "least"), [(1, 0.8), (128, 0.9)], ids=["decode", "prompt"])
+@pytest.mark.parametrize("batch", [1, 128], ids=["decode", "prompt"])
 def test_two_threads_beside_a_busy_process_are_no_slower_than_one(
-    batch: int, least: float, smollm2_path: Path, tmp_path: Path
+    batch: int, smollm2_path: Path, tmp_path: Path
 ) -> None:
     cpus = sorted(os.sched_getaffinity(0))[:2]
     if len(cpus) < 2:
@@ -194,6 +194,5 @@ def test_two_threads_beside_a_busy_process_are_no_slower_than_one(
                 busy.wait()
     finally:
         os.sched_setaffinity(0, before)
-    # Two that wait for each other reach about 0.7 and 0.85; these reach 0.96 and 1 on a quiet machine, and decode at
-    # 0.82 to 0.95 on a virtual one whose own neighbours come and go.
-    assert statistics.median(ratios) > least
+    # Two that wait for each other reach about 0.7 and 0.85.
+    assert statistics.median(ratios) > 0.9

@@ -17,10 +17,11 @@ from llvmlite import ir
 from ryzc.codegen.isa import Dot, Isa
 from ryzc.codegen.vector import F32, I32, I64, LINE, PTR, Function, Value, vec
 from ryzc.templates.kernels import activations as act
+from ryzc.templates.kernels.weights import EARLIER
 
 _STREAMS: Final = 8
-_AHEAD: Final = (8192, 2), (1024, 1)
-"""How far ahead of a read its lines are asked for, and into which cache."""
+_AHEAD: Final = 1024
+"""How far ahead of a read its lines are asked for into L1, as most kernels do."""
 BLOCK_OPERANDS: Final = 8
 """Dot products of four bytes in a block of 32."""
 READ_CHUNK: Final = 4 * _STREAMS * 16
@@ -56,8 +57,8 @@ def _emit_read(module: ir.Module, isa: Isa, name: str, *, ahead: bool) -> None:
         at, values = fn.at(fn.args["base"], loop.index), []
         for i, value in enumerate(loop.values):
             if ahead and i * width % LINE == 0:
-                for distance, level in _AHEAD:
-                    fn.prefetch(at, distance + i * width, level=level)
+                fn.prefetch(at, EARLIER * _AHEAD + i * width, level=2)
+                fn.prefetch(at, _AHEAD + i * width)
             values.append(value ^ fn.load(register, at, i * width, align=width))
         loop.values = values
     _keep(fn, loop.results)
