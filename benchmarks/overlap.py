@@ -222,7 +222,7 @@ def layers(target: Target, isa: Isa, name: str, sink: Bytes) -> list[Work]:
 
 
 def _emit_repeat(module: ir.Module) -> None:
-    """``repeat(context, times, stride, weights, codes, records, out)``: each time the weights so many bytes further on."""
+    """``repeat(context, times, stride, weights, codes, records, out)``; weights move on by ``stride`` bytes a time."""
     operands = [(name, PTR) for name in Linear.operands]
     fn = Function(module, "repeat", [("context", PTR), ("times", I64), ("stride", I64), *operands], internal=False)
     with fn.loop(0, fn.args["times"]) as loop:
