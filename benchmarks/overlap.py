@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ LINES = 8
 AHEAD = (4096, 8 * 4096)
 """Bytes ahead that lines are asked for, into L1 and into L2."""
 PRODUCTS = (4, 8, 12, 16, 20, 24, 32)
+"""Of a line with as many bytes, on 512-bit vectors; of each half of it on 256-bit ones."""
 BATCHES = (1, 4, 8, 16)
 FORMATS = ("q4_0", "q4_1", "q4_k", "q6_k", "q8_0")
 COLUMNS, ROWS = 2048, 256
@@ -125,23 +127,18 @@ def bare_loops(target: Target, isa: Isa, weights: Bytes, sink: Bytes) -> list[Wo
     for products in (0, *PRODUCTS):
         _emit_loop(module, isa, f"loop{products}", products)
     library = _load(module, target)
+
+    def run(entry: Callable[..., None], size: int, times: int) -> int:
+        entry(weights.ctypes.data, size, times, sink.ctypes.data)
+        return size * times // LINE
+
     works = []
     for products in (0, *PRODUCTS):
         entry = library[f"loop{products}"]
         entry.argtypes, entry.restype = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p], None
-
-        def run(size: int, times: int, entry: Callable[..., None] = entry) -> int:
-            entry(weights.ctypes.data, size, times, sink.ctypes.data)
-            return size * times // LINE
-
-        works.append(
-            Work(
-                "bare loop" if products else "reading alone",
-                str(products),
-                lambda run=run: run(COLD, 1),  # type: ignore[misc]
-                lambda run=run: run(NEAR, COLD // NEAR // 4),  # type: ignore[misc]
-            )
-        )
+        name = "bare loop" if products else "reading alone"
+        count = products * LINE // (4 * isa.lanes)
+        works.append(Work(name, str(count), partial(run, entry, COLD, 1), partial(run, entry, NEAR, COLD // NEAR // 4)))
     return works
 
 
@@ -214,8 +211,8 @@ def layers(target: Target, isa: Isa, name: str, sink: Bytes) -> list[Work]:
         return Work(
             f"{name}, batch {batch}",
             f"{products:.1f} + {others:.1f}",
-            lambda: run(copies, piece.size),
-            lambda: run(copies // 4, 0),
+            partial(run, copies, piece.size),
+            partial(run, copies // 4, 0),
         )
 
     return [work(batch) for batch in BATCHES]

@@ -32,7 +32,8 @@ def test_a_bare_loop_multiplies_every_line(target: str) -> None:
         assert lines == overlap.COLD // overlap.LINE
         if work.products != "0":
             halves = overlap.LINE // (4 * isa.lanes)
-            turns = [(i // len(x) + 1, x[i % len(x)].astype(np.int64).sum(axis=1)) for i in range(int(work.products))]
+            products = range(int(work.products) // halves)
+            turns = [(i // len(x) + 1, x[i % len(x)].astype(np.int64).sum(axis=1)) for i in products]
             expected = lines * halves * sum(code * sums for code, sums in turns)
             assert np.array_equal(sink.view(np.int32)[: isa.lanes], expected.astype(np.int32))
 
