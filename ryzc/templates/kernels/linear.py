@@ -93,6 +93,10 @@ class Linear(Kernel):
 
 KERNEL = Linear
 
+GROUP = 8
+"""Tokens that a step is added to at a time, as many as registers hold sums for. More take turns within the step: if each
+group passed the whole tile, memory would idle in all passes but the first."""
+
 
 @dataclass(frozen=True)
 class _Step:
@@ -198,24 +202,34 @@ class _Multiply:
     def _some_rows(
         self, packed: _Packed, m: Value, width: int, rows: list[Value], sums: list[Value], memory: Value | None
     ) -> list[Value]:
-        """Add a step to all rows, as many vectors at a time as the method says; the first of them ask ahead."""
+        """Add a step to all rows, as many vectors at a time as the method says, for a group of tokens after another.
+
+        The first vectors ask ahead.
+        """
         out = list(sums)
+        groups = range(0, width, GROUP)
         for first in range(0, len(rows), self.method.vectors):
             some = rows[first : first + self.method.vectors]
-            operand = partial(self._packed_operand, packed, some, ahead=first == 0)
-            step = _Step(packed.k, operand, packed.scales[first : first + len(some)])
-            places = [t * len(rows) + first + v for t in range(width) for v in range(len(some))]
-            if memory is None:
-                added = self._add(step, m, width, [sums[i] for i in places].__getitem__)
-                for i, value in zip(places, added, strict=True):
-                    out[i] = value
-            else:
-                self._put_at(memory, some, self._add(step, m, width, partial(self._load, memory, some)))
+            for turn, t0 in enumerate(groups):
+                tokens = range(t0, min(t0 + GROUP, width))
+                operand = partial(self._packed_operand, packed, some, turn=(turn, len(groups)), ahead=first == 0)
+                step = _Step(packed.k, operand, packed.scales[first : first + len(some)])
+                places = [t * len(rows) + first + v for t in tokens for v in range(len(some))]
+                if memory is None:
+                    added = self._add(step, m + t0, len(tokens), [sums[i] for i in places].__getitem__)
+                    for i, value in zip(places, added, strict=True):
+                        out[i] = value
+                else:
+                    kept = self.fn.at(memory, t0 * (4 * TILE))
+                    added = self._add(step, m + t0, len(tokens), partial(self._load, kept, some))
+                    self._put_at(kept, some, added)
         return out
 
-    def _packed_operand(self, packed: _Packed, rows: list[Value], j: int, v: int, *, ahead: bool) -> Value:
+    def _packed_operand(
+        self, packed: _Packed, rows: list[Value], j: int, v: int, *, turn: tuple[int, int], ahead: bool
+    ) -> Value:
         if ahead and v == 0:
-            self.reader.prefetch(packed.share, self.reader.share, self.method.prefetch, j)
+            self.reader.prefetch(packed.share, self.reader.share, self.method.prefetch, j, turn)
         return self.reader.operand(packed.codes, j, rows[v])
 
     # --- weights taken apart in L1 ------------------------------------------------------------

@@ -5,7 +5,7 @@ A method is written ``direct-8x1``, ``direct-1x2-p1024`` or ``panel-6x2``:
 * ``direct`` decodes packed weights in registers, again for every tile of tokens; ``panel`` first takes a
   stretch of a weight tile apart into the L1 cache, and then reads it for up to 64 tokens; ``lookup`` finds sums
   in tables that are made of a token's activations (:mod:`.bit_lookup`);
-* ``6x2``: six tokens times two vectors of rows are summed at a time;
+* ``6x2``: six tokens times two vectors of rows are summed while weights pass by once;
 * ``p1024``: weights are asked for 1024 bytes ahead of their use.
 
 None of it changes a bit of the result.
@@ -46,7 +46,7 @@ class Method:
     @property
     def widths(self) -> tuple[int, ...]:
         """Tile widths that cover any number of tokens, widest first; more where each tile decodes weights again."""
-        finer = (8, 6, 4, 3, 2, 1) if self.kind == "direct" else (8, 4, 2, 1)
+        finer = (12, 8, 6, 4, 3, 2, 1) if self.kind == "direct" else (8, 4, 2, 1)
         return (self.tokens, *(width for width in finer if width < self.tokens))
 
 
@@ -65,7 +65,7 @@ def method(name: str) -> Method:
 def default(isa: Isa) -> tuple[str, ...]:
     """The schedule of a linear layer that nobody tuned."""
     if isa.registers == 32:
-        return (f"24:direct-12x2{_FAR_AHEAD}", f"512:panel-6x2{_AHEAD}")
+        return (f"32:direct-16x2{_FAR_AHEAD}", f"512:panel-6x2{_AHEAD}")
     return (f"12:direct-4x2{_AHEAD}", f"512:panel-4x2{_AHEAD}")
 
 
@@ -76,11 +76,12 @@ def methods(isa: Isa) -> tuple[str, ...]:
     be in the way of one that knows better.
     """
     if isa.registers == 32:
-        direct: tuple[str, ...] = ("direct-6x2", "direct-8x2", "direct-12x2")
-        panel, ahead = "panel-6x2", _FAR_AHEAD
+        direct: tuple[str, ...] = ("direct-8x2", "direct-16x2", "direct-24x2")
+        panels: tuple[str, ...] = ("panel-6x2", "panel-8x2")
+        ahead = _FAR_AHEAD
     else:
-        direct, panel, ahead = ("direct-4x1", "direct-4x2"), "panel-4x2", _AHEAD
-    return (*direct, panel, *(f"{name}{ahead}" for name in direct), f"{panel}{_AHEAD}")
+        direct, panels, ahead = ("direct-4x1", "direct-4x2"), ("panel-4x2",), _AHEAD
+    return (*direct, *panels, *(f"{name}{ahead}" for name in direct), *(f"{name}{_AHEAD}" for name in panels))
 
 
 @contextmanager

@@ -71,15 +71,17 @@ class PackedBlocks:
         """Bytes of a block, header and all, that fall to each of its steps."""
         return -(-block_bytes(self.format) // self.steps)
 
-    def prefetch(self, part: Value, size: int, distance: int, j: int) -> None:
+    def prefetch(self, part: Value, size: int, distance: int, j: int, turn: tuple[int, int] = (0, 1)) -> None:
         """With operand ``j``, ask for its part of the ``size`` bytes at ``part``, so far ahead; 0 asks for nothing.
 
         Each line is asked for twice: early into L2, which has room for many requests under way, and later into L1,
-        which has not, and gets it from there at once.
+        which has not, and gets it from there at once. Where operands are read several times, ``turn`` says which time
+        this is, and of how many.
         """
         lines = -(-size // LINE)
+        now, times = turn
         for line in range(lines) if distance else ():
-            if line * OPERANDS // lines == j:
+            if line * OPERANDS * times // lines == now * OPERANDS + j:
                 self.fn.prefetch(part, distance * EARLIER + line * LINE, level=2)
                 self.fn.prefetch(part, distance + line * LINE)
 
