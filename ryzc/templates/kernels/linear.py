@@ -94,8 +94,8 @@ class Linear(Kernel):
 KERNEL = Linear
 
 GROUP = 8
-"""Tokens that a step is added to at a time, as many as registers hold sums for. More take turns within the step: if each
-group passed the whole tile, memory would idle in all passes but the first."""
+"""Tokens that a step is added to at a time, as many as registers hold sums for. More take turns within the step: if
+each group passed the whole tile, memory would idle in all passes but the first."""
 
 
 @dataclass(frozen=True)
