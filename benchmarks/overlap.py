@@ -40,12 +40,13 @@ from ryzc.targets import Target
 from ryzc.templates.kernels import activations as act
 from ryzc.templates.kernels import probes
 from ryzc.templates.kernels.linear import Linear
+from ryzc.templates.kernels.weights import EARLIER
 
 COLD, NEAR = 1 << 28, 1 << 18
 """Bytes that no cache keeps, and bytes that a core's L2 cache keeps."""
 LINES = 8
 """Lines of an iteration of the bare loop."""
-AHEAD = (4096, 8 * 4096)
+AHEAD = (4096, EARLIER * 4096)
 """Bytes ahead that lines are asked for, into L1 and into L2."""
 PRODUCTS = (4, 8, 12, 16, 20, 24, 32)
 """Of a line with as many bytes, on 512-bit vectors; of each half of it on 256-bit ones."""
@@ -97,7 +98,8 @@ def measure(works: Sequence[Work], rounds: int) -> list[tuple[list[float], list[
         turn = round_ % len(works)
         for i in [*range(turn, len(works)), *range(turn)]:
             for kept, run in zip(times[i], (works[i].cold, works[i].near), strict=True):
-                run() if run is works[i].near else None  # into the cache
+                if run is works[i].near:
+                    run()  # into the cache
                 start = time.perf_counter_ns()
                 lines = run()
                 kept.append((time.perf_counter_ns() - start) / lines)

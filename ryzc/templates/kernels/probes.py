@@ -21,7 +21,7 @@ from ryzc.templates.kernels.weights import EARLIER
 
 _STREAMS: Final = 8
 _AHEAD: Final = 1024
-"""How far ahead of a read its lines are asked for into L1, as most kernels do."""
+"""How far ahead of a read its lines are asked for into L1; into L2 it is ``EARLIER`` times as far, as in kernels."""
 BLOCK_OPERANDS: Final = 8
 """Dot products of four bytes in a block of 32."""
 READ_CHUNK: Final = 4 * _STREAMS * 16
