@@ -312,18 +312,19 @@ class Function:
         where = self.at(pointer, *offsets)
         self.call(f"llvm.masked.store.{_suffix(value.type)}.p0", ir.VoidType(), value, where, self.const(I32, 1), mask)
 
-    def prefetch(self, pointer: Value, *offsets: Value | int, level: int = 1) -> None:
+    def prefetch(self, pointer: Value, *offsets: Value | int, level: int = 1, write: bool = False) -> None:
         """Ask for the cache line at a pointer plus byte offsets, which need not be readable memory.
 
         It keeps its place among the loads around it. LLVM's own prefetch may be moved next to others, and a dozen
         at once fill the buffers that loads miss into.
 
-        ``level`` is the nearest cache it shall reach: 1, or 2 for what is not needed at once.
+        ``level`` is the nearest cache it shall reach: 1, or 2 for what is not needed at once. ``write`` asks for a line
+        that will be written: by itself a store only asks when its turn comes, and stores wait in line behind it.
         """
         at = self.at(pointer, *(offset for offset in offsets if isinstance(offset, Value)))
         ahead = sum(offset for offset in offsets if isinstance(offset, int))
         type_ = ir.FunctionType(ir.VoidType(), [PTR])
-        text = f"prefetcht{level - 1} {ahead}($0)"
+        text = f"{'prefetchw' if write else f'prefetcht{level - 1}'} {ahead}($0)"
         self.builder.call(ir.InlineAsm(type_, text, "r,~{memory}", side_effect=True), [at.ir])
 
     def stack(self, type_: ir.Type, count: int) -> Value:

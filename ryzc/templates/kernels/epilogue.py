@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ryzc.codegen.vector import F32, I32, Function, Value, vec
+from ryzc.codegen.vector import F32, I32, LINE, Function, Value, vec
 from ryzc.formats.lanes import TILE
 from ryzc.templates.kernels import scalar_math
 
@@ -50,6 +50,15 @@ class Epilogue:
             firsts = list(range(0, span, lanes))
         with fn.loop(0, stop, span) as loop:
             yield [loop.index + first for first in firsts]
+
+    def prefetch(self, fn: Function, tile: Value, out: Value, m: Value, count: int) -> None:
+        """Ask for what :meth:`write` will write for ``count`` tokens from ``m`` on: more tokens than fit into a cache
+        have their results in memory, a line of each."""
+        size = 4 * (TILE // 2 if self.gated else TILE)
+        for t in range(count):
+            line = fn.at(out, (m + t) * (4 * self.stride), tile * size)
+            for part in range(0, size, LINE):
+                fn.prefetch(line, part, write=True)
 
     def write(
         self, fn: Function, lanes: int, sums: list[list[Value]], rows: list[Value], tile: Value, out: Value, m: Value

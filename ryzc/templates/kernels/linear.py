@@ -80,7 +80,8 @@ class Linear(Kernel):
         for method in schedule.each(fn, tokens, self.schedule or self.default_schedule(isa)):
             multiply = _Multiply(fn, isa, reader, self.columns, self.unit, method, codes, records, sums)
             with work_items(fn, -(-self.rows // TILE), tokens, token_bytes) as (tile, first, last):
-                multiply.run(fn.at(weights, tile * tile_bytes(fmt, self.columns)), first, last)
+                ask = partial(epilogue.prefetch, fn, tile, out)
+                multiply.run(fn.at(weights, tile * tile_bytes(fmt, self.columns)), first, last, ask)
                 with (
                     fn.loop(first, last) as token,
                     epilogue.rows(fn, isa.lanes, wide=True) as rows,
@@ -144,9 +145,12 @@ class _Multiply:
     records: Value
     sums: Value
 
-    def run(self, tile: Value, first: Value, last: Value) -> None:
-        """Multiply tokens ``first .. last``."""
-        (self._by_panels if self.method.kind == "panel" else self._by_steps)(tile, first, last)
+    def run(self, tile: Value, first: Value, last: Value, ask: Callable[[Value, int], None]) -> None:
+        """Multiply tokens ``first .. last``; ``ask(m, count)`` asks for the memory of the results of some of them."""
+        if self.method.kind == "panel":
+            self._by_panels(tile, first, last, ask)
+        else:
+            self._by_steps(tile, first, last)
 
     # --- weights decoded in registers ---------------------------------------------------------
 
@@ -234,7 +238,7 @@ class _Multiply:
 
     # --- weights taken apart in L1 ------------------------------------------------------------
 
-    def _by_panels(self, tile: Value, first: Value, last: Value) -> None:
+    def _by_panels(self, tile: Value, first: Value, last: Value, ask: Callable[[Value, int], None]) -> None:
         fn, fmt, steps, lanes = self.fn, self.reader.format, self.reader.steps, self.isa.lanes
         panel = Panel.on_stack(fn, self.reader, self.columns)
         self._clear(fn.i64(0), last - first)
@@ -244,6 +248,7 @@ class _Multiply:
             panel.unpack(fn.at(tile, stretch.index * block_bytes(fmt)), count, self.method.prefetch)
             with token_tiles(fn, first, last, self.method.widths) as tiles:
                 for m, width in tiles:
+                    ask(m, width)
                     with fn.loop(0, TILE, self.method.vectors * lanes) as row:
                         rows = [row.index + v * lanes for v in range(self.method.vectors)]
                         memory = self._sums_of(m - first)
