@@ -4,8 +4,9 @@
 name of :mod:`benchmarks.models`.
 
 Every engine runs in a process of its own and idles while another is timed. A round of a test measures, one after the
-other, the read bandwidth, the int8 peak, and the test in each engine; then comes the next round. A machine's speed
-drifts, so every ratio is taken within a round, and its median over the rounds is what counts.
+other, the read bandwidth, the int8 peak, and the test in each engine, and both limits once more after ryzc's turn,
+which is the first; then comes the next round. A machine's speed drifts, so every ratio is taken within a round, and its
+median over the rounds is what counts.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -102,15 +104,22 @@ class Comparison:
             return result
         start = time.perf_counter()
         for attempt in range(1 + ROUNDS_AT_MOST * rounds):
-            one = self._limits(int(result.work.bytes / len(spans)))
+            seconds: dict[str, float] = {}
+            singles: dict[str, float] = {}
+            step_bytes = int(result.work.bytes / len(spans))
+            limits = [self._limits(step_bytes)]
             for worker in self.workers:
                 if worker.name in result.failures:
                     continue
                 time.sleep(PAUSE)
                 try:
-                    one.seconds[worker.name], one.singles[worker.name] = self._time(worker, test)
+                    seconds[worker.name], singles[worker.name] = self._time(worker, test)
                 except PeerError as error:
                     result.failures[worker.name] = str(error)
+                if worker is self.ours:
+                    limits.append(self._limits(step_bytes))
+            far, near, peak, blocks, scaling = map(statistics.fmean, zip(*limits, strict=True))
+            one = Round(far, near, peak, blocks, scaling, seconds, singles)
             if attempt and one.scaling >= SCALING:
                 result.rounds.append(one)
             else:
@@ -120,13 +129,13 @@ class Comparison:
                 break
         return result
 
-    def _limits(self, step_bytes: int) -> Round:
-        """A round with nothing in it but what the machine can do right now."""
+    def _limits(self, step_bytes: int) -> tuple[float, ...]:
+        """What the machine can do right now, in the order of :class:`.Round`."""
         single = self.ours.call("int8_peak", threads=1)
         peak = self.ours.call("int8_peak", threads=self.threads) if self.threads > 1 else single
         far, near = (self.ours.call("bandwidth", threads=self.threads, size=n) for n in (BEYOND_CACHE, step_bytes))
         blocks = self.ours.call("int8_peak", threads=self.threads, blocks=True)
-        return Round(far, near, peak, blocks, peak / (single * self.threads))
+        return far, near, peak, blocks, peak / (single * self.threads)
 
     def _time(self, worker: Worker, test: Test) -> tuple[float, float]:
         """Seconds of a test, and of as many steps of one token where it verifies drafts (else 0)."""

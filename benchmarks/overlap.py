@@ -188,9 +188,7 @@ def layers(target: Target, isa: Isa, name: str, sink: Bytes) -> list[Work]:
     rng = np.random.default_rng(1)
     x, scales = act.quantize(rng.standard_normal((max(BATCHES), COLUMNS)).astype(np.float32))
     unit = fmt.zero or 1
-    codes, records = memory.anonymous(x.size), memory.anonymous(scales.size * act.RECORD_BYTES)
-    codes.view(np.int8)[:] = x.reshape(-1)
-    records[:] = act.records(x, scales, unit).reshape(-1)
+    codes, records = act.rows(x), act.rows(act.records(x, scales, unit))
     module = _module(name)
     Linear(name, ROWS, COLUMNS, "store", ROWS, unit=unit).emit(module, isa, "linear")
     _emit_repeat(module)

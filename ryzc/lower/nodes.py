@@ -21,7 +21,7 @@ from ryzc.kv_formats import KV_FORMATS
 from ryzc.lower.planner import Handle, Handler, Planner, attribute, kv_spec, logits_stride
 from ryzc.lower.weights import GATED, Matrix, Produce, by_format, matrices, pack_gated, pack_rows, packed_bytes
 from ryzc.passes.kv_layout import of_pages
-from ryzc.templates.kernels.activations import BLOCK, RECORD_BYTES
+from ryzc.templates.kernels.activations import code_bytes, record_bytes
 from ryzc.templates.kernels.attention import Attention
 from ryzc.templates.kernels.attention_rows import MOST
 from ryzc.templates.kernels.bit_linear import BitLinear
@@ -111,8 +111,8 @@ def _norm_quantize(planner: Planner, node: ir.Node) -> None:
     columns, (_, count) = _columns(x), planner.rows_of(x)
     planner.phase(token_local=count == "token_count")
     kernel = NormQuantize(columns, float(attribute(node, "epsilon")), count, _unit(node.outputs[0]))
-    records = columns // BLOCK * RECORD_BYTES
-    operands = [planner.use(x), planner.plain(weight), *_quantized(planner, node, x, records)]
+    sizes = code_bytes(columns), record_bytes(columns)
+    operands = [planner.use(x), planner.plain(weight), *_quantized(planner, node, x, *sizes)]
     planner.call(kernel, "norm_quantize", f"norm_quantize_{columns}", operands, node)
 
 
@@ -121,7 +121,7 @@ def _norm_quantize_tokens(planner: Planner, node: ir.Node) -> None:
     columns, (_, count) = _columns(x), planner.rows_of(x)
     planner.phase(token_local=count == "token_count")
     kernel = NormQuantizeTokens(columns, float(attribute(node, "epsilon")), count)
-    operands = [planner.use(x), planner.plain(weight), *_quantized(planner, node, x, TOKEN_RECORD_BYTES)]
+    operands = [planner.use(x), planner.plain(weight), *_quantized(planner, node, x, columns, TOKEN_RECORD_BYTES)]
     planner.call(kernel, "norm_quantize_tokens", f"norm_quantize_tokens_{columns}", operands, node)
 
 
@@ -129,7 +129,7 @@ def _quantize(planner: Planner, node: ir.Node) -> None:
     x = _input(node, 0)
     columns, (_, count) = _columns(x), planner.rows_of(x)
     planner.phase(token_local=count == "token_count")
-    operands = [planner.use(x), *_quantized(planner, node, x, columns // BLOCK * RECORD_BYTES)]
+    operands = [planner.use(x), *_quantized(planner, node, x, code_bytes(columns), record_bytes(columns))]
     kernel = Quantize(columns, count, _unit(node.outputs[0]))
     planner.call(kernel, "quantize", f"quantize_{columns}", operands, node)
 
@@ -138,7 +138,7 @@ def _quantize_tokens(planner: Planner, node: ir.Node) -> None:
     x = _input(node, 0)
     columns, (_, count) = _columns(x), planner.rows_of(x)
     planner.phase(token_local=count == "token_count")
-    operands = [planner.use(x), *_quantized(planner, node, x, TOKEN_RECORD_BYTES)]
+    operands = [planner.use(x), *_quantized(planner, node, x, columns, TOKEN_RECORD_BYTES)]
     planner.call(QuantizeTokens(columns, count), "quantize_tokens", f"quantize_tokens_{columns}", operands, node)
 
 
@@ -154,11 +154,11 @@ def _is_weight(value: ir.Value) -> bool:
     return node is not None and (node.op_type == "Concat" or node.op_type.startswith("Dequantize_"))
 
 
-def _quantized(planner: Planner, node: ir.Node, x: ir.Value, record_bytes: int) -> list[Operand]:
-    """Buffers for codes and a token's records; both outputs of the node are kept in the pair."""
+def _quantized(planner: Planner, node: ir.Node, x: ir.Value, codes_of: int, records_of: int) -> list[Operand]:
+    """Buffers for so many bytes of a token's codes and records; both outputs of the node are kept in the pair."""
     rows, _ = planner.rows_of(x)
-    codes = planner.buffer("codes", _columns(x), rows=rows)
-    records = planner.buffer("records", record_bytes, rows=rows)
+    codes = planner.buffer("codes", codes_of, rows=rows)
+    records = planner.buffer("records", records_of, rows=rows)
     for output in node.outputs:
         planner.define(output, codes, records)
         _propagate(planner, x, output)

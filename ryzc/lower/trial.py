@@ -254,14 +254,16 @@ def _fill(arena: Bytes, subject: Subject) -> Bytes:
     for region in found.values():
         region.view(np.float32)[:] = rng.standard_normal(region.nbytes // 4, np.float32)
     if "codes" in found:
-        columns = subject.weight.columns
-        tokens = len(found["codes"]) // columns
-        per_token = subject.spec.family == "bit_linear"
+        columns, per_token = subject.weight.columns, subject.spec.family == "bit_linear"
+        tokens = len(found["codes"]) // (columns if per_token else act.code_bytes(columns))
         codes = rng.integers(-127, 128, (tokens, columns)).astype(np.int8)
         scales = rng.uniform(0.001, 0.01, (tokens, 1 if per_token else columns // act.BLOCK)).astype(np.float32)
-        records = (token_act if per_token else act).records(codes, scales).reshape(-1)
-        found["codes"].view(np.int8)[: codes.size] = codes.reshape(-1)
-        found["records"][: records.size] = records
+        if per_token:
+            rows = codes.view(np.uint8), token_act.records(codes, scales)
+        else:
+            rows = act.rows(codes), act.rows(act.records(codes, scales))
+        for name, values in zip(("codes", "records"), rows, strict=True):
+            found[name][: values.size] = values.reshape(-1)
     return found["out"]
 
 

@@ -40,6 +40,11 @@ def random_weights(fmt: AffineFormat, n: int, k: int, rng: np.random.Generator) 
     return fmt.unparse(Codes(q=parsed.q, d=d, s=parsed.s, m=m, t=parsed.t))
 
 
+def in_rows(codes: npt.NDArray[np.int8], scales: F32) -> list[U8]:
+    """Codes and records as kernels read them."""
+    return [frozen(act.rows(values)) for values in (codes, act.records(codes, scales))]
+
+
 def multiply(
     target: str,
     name: str,
@@ -54,7 +59,7 @@ def multiply(
     fmt, (n, k), count = formats.get(name), (len(stored), codes.shape[1]), len(codes)
     out = np.full((count, n), np.nan, np.float32) if residual is None else residual.copy()
     kernel = Linear(name, n, k, "store" if residual is None else "residual", n)
-    operands = [frozen(lanes.pack(fmt, stored)), frozen(codes), frozen(act.records(codes, scales)), out]
+    operands = [frozen(lanes.pack(fmt, stored)), *in_rows(codes, scales), out]
     run(kernel, target, operands, threads=threads, token_count=count)
     return out
 
@@ -188,7 +193,7 @@ def test_gated_layers(target: str, activation: str, name: str, rows: int, exact:
         sums = [linear_f32.reference(fmt, stored, x) for stored in (gate, up)]
     else:
         kernel = Linear(name, 2 * rows, 256, activation, rows)
-        operands = [packed, frozen(codes), frozen(act.records(codes, scales)), out]
+        operands = [packed, *in_rows(codes, scales), out]
         run(kernel, target, operands, threads=2, token_count=8)
         sums = [linear.reference(fmt, stored, codes, scales) for stored in (gate, up)]
     expected = _gate(activation, sums[0]) * sums[1]
@@ -211,7 +216,7 @@ def test_gate_equals_the_fused_layer(target: str, activation: str) -> None:
     apart, fused = (np.full((7, 48), np.nan, np.float32) for _ in range(2))
     run(Gate(48, activation), target, [gate, up, apart], threads=3, token_count=7)
     matrices = [Matrix("w", "q4_1", 48, 64, lambda stored=stored: stored) for stored in halves]  # type: ignore[misc]
-    operands = [frozen(pack_gated(*matrices, "gated")), frozen(codes), frozen(act.records(codes, scales)), fused]
+    operands = [frozen(pack_gated(*matrices, "gated")), *in_rows(codes, scales), fused]
     run(Linear("q4_1", 96, 64, activation, 48), target, operands, token_count=7)
     assert same_bits(apart, fused)
 

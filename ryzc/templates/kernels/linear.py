@@ -76,7 +76,7 @@ class Linear(Kernel):
         tokens = context_field(fn, self.count)
         sums = fn.stack(F32, PANEL * TILE)
         reader = PackedBlocks(fn, fmt, isa.lanes, isa.field)
-        token_bytes = self.columns + self.columns // STEP * act.RECORD_BYTES
+        token_bytes = act.code_bytes(self.columns) + act.record_bytes(self.columns)
         for method in schedule.each(fn, tokens, self.schedule or self.default_schedule(isa)):
             multiply = _Multiply(fn, isa, reader, self.columns, self.unit, method, codes, records, sums)
             with work_items(fn, -(-self.rows // TILE), tokens, token_bytes) as (tile, first, last):
@@ -293,8 +293,8 @@ class _Multiply:
         """The sums ``[token][row vector]`` of ``width`` tokens from ``m`` on: those ``before``, with a step added."""
         fn, isa, lanes, halves = self.fn, self.isa, self.isa.lanes, self.reader.halves
         count = len(step.scales)
-        x = fn.at(self.codes, m * self.columns, step.k * STEP)
-        record_stride = self.columns // STEP * act.RECORD_BYTES
+        code_stride, record_stride = act.code_bytes(self.columns), act.record_bytes(self.columns)
+        x = fn.at(self.codes, m * code_stride, step.k * STEP)
         record0 = fn.at(self.records, m * record_stride, step.k * act.RECORD_BYTES)
         records = [fn.at(record0, t * record_stride) for t in range(width)]
         out: dict[int, Value] = {}
@@ -306,7 +306,7 @@ class _Multiply:
             for j in range(half * OPERANDS // halves, (half + 1) * OPERANDS // halves):
                 codes = [step.operand(j, v) for v in range(count)]
                 for t in range(width):
-                    quad = fn.load(I32, x, t * self.columns + 4 * j, align=4).splat(lanes)
+                    quad = fn.load(I32, x, t * code_stride + 4 * j, align=4).splat(lanes)
                     for v in range(count):
                         i = t * count + v
                         dots[i] = isa.add(dots[i], codes[v], quad, self._top)

@@ -34,8 +34,8 @@ class NormQuantize(Kernel):
         weight = fn.args["weight"]
         with fn.loop(*share(fn, context_field(fn, self.count))) as tokens:
             x = fn.at(fn.args["x"], tokens.index * (4 * self.columns))
-            codes = fn.at(fn.args["codes"], tokens.index * self.columns)
-            records = fn.at(fn.args["records"], tokens.index * (self.columns // act.BLOCK * act.RECORD_BYTES))
+            codes = fn.at(fn.args["codes"], tokens.index * act.code_bytes(self.columns))
+            records = fn.at(fn.args["records"], tokens.index * act.record_bytes(self.columns))
             scale = rms.factor(fn, x, self.columns, self.epsilon)
 
             def block(i: Value, x: Value = x, scale: Value = scale) -> tuple[Value, Value]:
