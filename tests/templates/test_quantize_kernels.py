@@ -42,6 +42,13 @@ def written(
     return codes[:, :k], records[:, :used].reshape(len(records), -1, act.RECORD_BYTES)
 
 
+@given(st.integers(1, 1 << 20))
+def test_rows_are_an_odd_number_of_lines(size: int) -> None:
+    row = act.row_bytes(size)
+    assert size <= row < size + 128
+    assert row % 128 == 64
+
+
 def scales_of(records: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(records[:, :, :4]).view(np.float32)[:, :, 0]
 

@@ -52,8 +52,10 @@ class Epilogue:
             yield [loop.index + first for first in firsts]
 
     def prefetch(self, fn: Function, tile: Value, out: Value, m: Value, count: int) -> None:
-        """Ask for what :meth:`write` will write for ``count`` tokens from ``m`` on: more tokens than fit into a cache
-        have their results in memory, a line of each."""
+        """Ask for what :meth:`write` will write for ``count`` tokens from ``m`` on.
+
+        Results of a prompt do not fit into a cache, and every token's line has to come from memory.
+        """
         size = 4 * (TILE // 2 if self.gated else TILE)
         for t in range(count):
             line = fn.at(out, (m + t) * (4 * self.stride), tile * size)
