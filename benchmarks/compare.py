@@ -71,7 +71,7 @@ class Comparison:
             "each": max((test.reach for test in together), default=0),
         }
         with ExitStack() as stack:
-            for name in names:
+            for name in sorted(names, key=peers.is_ours, reverse=True):  # ours first, between its two limits
                 path = bundle if peers.is_ours(name) else models.for_engine(model, name)
                 try:
                     self.workers.append(stack.enter_context(Worker(name, path, threads=threads, **room)))
