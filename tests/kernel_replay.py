@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
+import bitnet_golden
 import numpy as np
 from llvmlite import ir
+from ternary_models import write_gguf
 from tiny_models import Make, available, gemma3, hollow, llama, qwen3
 
 from ryzc import targets
@@ -24,7 +27,10 @@ from ryzc.bundle.plan import KernelSpec, Plan
 from ryzc.codegen import isa as instruction_sets
 from ryzc.codegen.isa import Isa
 from ryzc.compiler import plan
+from ryzc.errors import UnsupportedError
+from ryzc.formats import trits
 from ryzc.kv_formats import KV_FORMATS
+from ryzc.sources import gguf
 from ryzc.sources.checkpoint import StoredTensor
 from ryzc.templates import scaffold
 from ryzc.templates.kernels import from_spec
@@ -75,6 +81,9 @@ def plans() -> dict[str, Plan]:
     for make in (llama, gemma3, qwen3):
         model = make(mix=("q8_0",), make=hollow)
         found[f"{model.architecture} f32"] = plan(model, activations="f32").plan
+    with tempfile.TemporaryDirectory() as folder:
+        model = gguf.read(write_gguf(Path(folder) / "bitnet.gguf", bitnet_golden.made("bitnet"), "tq2_0"))
+        found |= {f"bitnet {layout}": plan(model, ternary=layout).plan for layout in trits.LAYOUTS}
     return found
 
 
@@ -85,7 +94,8 @@ def hashes(models: Mapping[str, Plan]) -> Hashes:
     for name in dict.fromkeys(targets.get(target).isa for target in targets.names()):
         isa = instruction_sets.BY_NAME[name]
         kernels = specs | {_described(spec): spec for spec in _methods(specs.values(), isa)}
-        found[name] = {key: _hash(_emit(spec, isa)) for key, spec in kernels.items()}
+        texts = {key: _emit(spec, isa) for key, spec in kernels.items()}
+        found[name] = {key: _hash(text) for key, text in texts.items() if text is not None}
     return found
 
 
@@ -123,9 +133,13 @@ def _methods(specs: Iterable[KernelSpec], isa: Isa) -> Iterator[KernelSpec]:
             yield replace(spec, parameters={**spec.parameters, "schedule": (f"1:{method}",)})
 
 
-def _emit(spec: KernelSpec, isa: Isa) -> str:
+def _emit(spec: KernelSpec, isa: Isa) -> str | None:
+    """The text of a kernel; ``None`` where the instruction set has none of that layout."""
     module = ir.Module("kernel")
-    from_spec(spec).emit(module, isa, "kernel")
+    try:
+        from_spec(spec).emit(module, isa, "kernel")
+    except UnsupportedError:
+        return None
     return str(module)
 
 

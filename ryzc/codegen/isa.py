@@ -76,6 +76,15 @@ class Isa(ABC):
         """``total`` and a long sum, in 32 bits."""
         return total + carry
 
+    def ways(self, pointer: Value, count: int) -> list[Value]:
+        """A pointer for each of ``count`` products with the same elements in memory.
+
+        Where an instruction takes one element for all lanes from memory by itself, they keep LLVM from loading it into
+        a register for all of them: of up to a third of what a kernel issues nothing is left, for some more loads. What
+        a CPU can issue is short when another hardware thread is busy on its core.
+        """
+        return [pointer] * count
+
     def field(self, word: Value, shift: int, width: int, low: int = 0) -> Value:
         """Of every byte the ``width`` bits from ``shift`` on, moved to bit ``low``; the byte's other bits are zero."""
         return field(word, shift, width, low)
@@ -102,6 +111,9 @@ class Avx512Vnni(Isa):
     def add(self, dot: Dot, codes: Value, x: Value, top: int) -> Dot:
         acc, quads = dot.total, vec(I8, 64)
         return Dot(acc.fn.call("llvm.x86.avx512.vpdpbusd.512", acc.type, acc, codes.bits(quads), x.bits(quads)))
+
+    def ways(self, pointer: Value, count: int) -> list[Value]:
+        return [pointer.fn.opaque(pointer) for _ in range(count)]
 
     def field(self, word: Value, shift: int, width: int, low: int = 0) -> Value:
         if shift == low == 0:
