@@ -14,23 +14,19 @@ from __future__ import annotations
 import argparse
 import ctypes
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 
-from benchmarks import machine
+from benchmarks import compiled, machine
 from benchmarks.random_weights import TILE, stored
 from ryzc import formats, targets
 from ryzc.bundle import abi
-from ryzc.codegen import compile as llvm
-from ryzc.codegen import container
 from ryzc.codegen import isa as instruction_sets
 from ryzc.codegen.isa import Dot, Isa
 from ryzc.codegen.vector import I32, I64, LINE, PTR, Function, vec
@@ -125,10 +121,10 @@ def as_markdown(works: Sequence[Work], times: Sequence[tuple[list[float], list[f
 
 def bare_loops(target: Target, isa: Isa, weights: Bytes, sink: Bytes) -> list[Work]:
     """Reading alone, then with products."""
-    module = _module("loops")
+    module = compiled.module("loops")
     for products in (0, *PRODUCTS):
         _emit_loop(module, isa, f"loop{products}", products)
-    library = _load(module, target)
+    library = compiled.load(module, target)
 
     def run(entry: Callable[..., None], size: int, times: int) -> int:
         entry(weights.ctypes.data, size, times, sink.ctypes.data)
@@ -189,10 +185,10 @@ def layers(target: Target, isa: Isa, name: str, sink: Bytes) -> list[Work]:
     x, scales = act.quantize(rng.standard_normal((max(BATCHES), COLUMNS)).astype(np.float32))
     unit = fmt.zero or 1
     codes, records = act.rows(x), act.rows(act.records(x, scales, unit))
-    module = _module(name)
+    module = compiled.module(name)
     Linear(name, ROWS, COLUMNS, "store", ROWS, unit=unit).emit(module, isa, "linear")
     _emit_repeat(module)
-    entry = _load(module, target)["repeat"]
+    entry = compiled.load(module, target)["repeat"]
     entry.argtypes, entry.restype = [ctypes.c_void_p, *[ctypes.c_int64] * 2, *[ctypes.c_void_p] * 4], None
     context = memory.anonymous(abi.SIZE)
     groups = lanes.STEP // fmt.group
@@ -228,21 +224,6 @@ def _emit_repeat(module: ir.Module) -> None:
         arguments = [fn.args["context"], fn.i64(0), fn.i64(1), weights, *rest]
         fn.builder.call(module.get_global("linear"), [a.ir for a in arguments])
     fn.finish()
-
-
-def _module(name: str) -> ir.Module:
-    module = ir.Module(name)
-    module.triple = llvm.TRIPLE
-    return module
-
-
-def _load(module: ir.Module, target: Target) -> ctypes.CDLL:
-    parsed = llvm.parse(str(module), where=module.name)
-    code = container.link(llvm.compile_object(parsed, cpu=target.llvm_cpu, features=target.llvm_features))
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "loops.so"
-        path.write_bytes(code)
-        return ctypes.CDLL(str(path))
 
 
 if __name__ == "__main__":
