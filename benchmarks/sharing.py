@@ -14,24 +14,28 @@ from __future__ import annotations
 import argparse
 import ctypes
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 from llvmlite import ir
 
-from benchmarks import compiled, machine
-from benchmarks.random_weights import stored
+import ryzc
+from benchmarks import compiled, machine, models, random_weights
 from ryzc import formats, targets
 from ryzc.bundle import abi
 from ryzc.codegen import isa as instruction_sets
 from ryzc.codegen.isa import Isa
 from ryzc.codegen.vector import I64, PTR, Function, Value
 from ryzc.formats import AffineFormat, lanes
-from ryzc.runtime import memory
+from ryzc.runtime import bench, memory
+from ryzc.runtime.kv import PagePool
+from ryzc.runtime.step import CompiledModel
 from ryzc.targets import Target
 from ryzc.templates.kernels import activations as act
 from ryzc.templates.kernels import probes
@@ -44,6 +48,9 @@ LEAST = 4.8
 BATCHES = (1, 8, 16, 128, 512)
 FORMATS = ("q4_0", "q4_1", "q4_k", "q6_k", "q8_0")
 COLUMNS, ROWS = 2048, 1024
+PROMPT, END = 512, 128
+"""Tokens of a prompt, and those at its end that are timed."""
+VOCABULARY: Final = 1024
 UNROLL: Final = 64
 CHAIN, IDLE, PEAK = 4000, 20_000, 200_000
 """Turns of the loops of a look, each some tenths of a millisecond."""
@@ -64,6 +71,33 @@ class Moment:
 
     issued: tuple[float, float]
     share: float
+
+
+class Prompt:
+    """The end of a prompt through one whole layer in the shapes of a model, attention and all, without its head.
+
+    Args:
+        name: one of :data:`benchmarks.models.RANDOM`.
+        directory: where its files go.
+    """
+
+    def __init__(self, name: str, directory: Path) -> None:
+        shape, mix = models.RANDOM[name]
+        one = replace(getattr(random_weights, shape), layers=1, vocab=VOCABULARY)
+        bundle = ryzc.build(random_weights.write(directory / f"{name}.gguf", one, mix), directory / f"{name}.ryzc")
+        self._model = CompiledModel(bundle, context=PROMPT, threads=1)
+        pages = PagePool(self._model.pages, self._model.page_tokens, self._model.page_table)
+        pages.resize(0, PROMPT)
+        self._step(0, PROMPT - END)
+        self._macs = round(bench.step_work(self._model.plan, [(PROMPT - END, END)], 0).linear_macs)
+
+    def run(self) -> int:
+        """Take in the last tokens; the multiply-accumulates of the linear layers."""
+        self._step(PROMPT - END, PROMPT)
+        return self._macs
+
+    def _step(self, first: int, end: int) -> None:
+        self._model.step([at % VOCABULARY for at in range(first, end)], range(first, end), [0] * (end - first), [])
 
 
 class Core:
@@ -103,7 +137,7 @@ class Layer:
         fmt = formats.get(name)
         assert isinstance(fmt, AffineFormat)
         rng, unit = np.random.default_rng(0), fmt.zero or 1
-        tiles = lanes.pack(fmt, np.tile(stored(rng, name, COLUMNS), (ROWS // lanes.TILE, 1))).reshape(-1)
+        tiles = lanes.pack(fmt, np.tile(random_weights.stored(rng, name, COLUMNS), (ROWS // lanes.TILE, 1))).reshape(-1)
         self._weights = memory.anonymous(tiles.size + (1 << 16))
         self._weights[: tiles.size] = tiles
         x, scales = act.quantize(rng.standard_normal((BATCHES[-1], COLUMNS)).astype(np.float32))
@@ -129,17 +163,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-r", "--rounds", type=int, default=100)
     parser.add_argument("--formats", default="q4_0", help=f"of the linear layers, e.g. {','.join(FORMATS)}")
-    parser.add_argument("--target", default="native", help="a CPU whose code this one runs, e.g. znver3")
+    parser.add_argument(
+        "--models", default="llama-1b-q4_0", help=f"of which a layer takes in a prompt, of {', '.join(models.RANDOM)}"
+    )
     options = parser.parse_args()
-    target = targets.get(options.target)
+    target = targets.get("native")
     isa = instruction_sets.BY_NAME[target.isa]
     core, works = Core(target, isa), dict[str, Callable[[], int]]()
-    for name in options.formats.split(","):
+    for name in filter(None, options.formats.split(",")):
         layer = Layer(target, isa, name)
         works |= {f"{name}, batch {batch}": partial(layer.run, batch) for batch in BATCHES}
     facts = machine.facts()
     print(f"{facts['cpu']}, code for {target.name}, commit {facts['commit']}; {options.rounds} rounds, one thread\n")
-    print(as_markdown(measure(core, works, options.rounds)))
+    with tempfile.TemporaryDirectory() as directory:
+        for name in filter(None, options.models.split(",")):
+            works[f"{name}, a layer, tokens {PROMPT - END} to {PROMPT}"] = Prompt(name, Path(directory)).run
+        print(as_markdown(measure(core, works, options.rounds)))
 
 
 def measure(core: Core, works: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[Moment]]:

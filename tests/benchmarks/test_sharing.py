@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 
 import numpy as np
 
 from benchmarks import sharing
-from benchmarks.sharing import Core, Layer, Moment
+from benchmarks.sharing import Core, Layer, Moment, Prompt
 from ryzc import targets
 from ryzc.codegen import isa as instruction_sets
 
@@ -33,6 +34,13 @@ def test_moments_of_a_layer() -> None:
     found = sharing.measure(Core(target, isa), {"layer": lambda: layer.run(16)}, 2)
     assert [len(moment.issued) for moment in found["layer"]] == [2, 2]
     assert all(moment.share > 0 for moment in found["layer"])
+
+
+def test_a_prompt_goes_through_a_whole_layer(tmp_path: Path) -> None:
+    prompt = Prompt("llama-1b-q4_0", tmp_path)
+    hidden, keys, feed_forward = 2048, 512, 8192
+    weights = hidden * (2 * hidden + 2 * keys + 3 * feed_forward)
+    assert prompt.run() == prompt.run() == sharing.END * weights
 
 
 def test_what_was_timed_beside_others_stands_apart() -> None:
