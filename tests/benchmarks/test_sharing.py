@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from benchmarks import sharing
 from benchmarks.sharing import Core, Layer, Moment, Prompt
@@ -36,6 +37,7 @@ def test_moments_of_a_layer() -> None:
     assert all(moment.share > 0 for moment in found["layer"])
 
 
+@pytest.mark.slow
 def test_a_prompt_goes_through_a_whole_layer(tmp_path: Path) -> None:
     prompt = Prompt("llama-1b-q4_0", tmp_path)
     hidden, keys, feed_forward = 2048, 512, 8192
