@@ -82,11 +82,13 @@ class FloatRows(Rows):
             if next_keys is not None:
                 self.prefetch(fn.at(next_keys, at), stride)
             k = [pages.load(keys, LANES, at, v * LANES * pages.size) for v in vectors]
+            queries = self._ways(fn.at(self.queries, d.index << 2), rows, len(k))
             sums = iter(d.values)
             d.values = []
             for row in rows:
-                query = fn.load(F32, self.queries, d.index << 2, row * self.head_bytes, align=4).splat(LANES)
-                d.values += [fn.fma(query, key, next(sums)) for key in k]
+                for query_at, key in zip(queries, k, strict=True):
+                    query = fn.load(F32, query_at, row * self.head_bytes, align=4).splat(LANES)
+                    d.values.append(fn.fma(query, key, next(sums)))
         return [d.results[i : i + len(vectors)] for i in range(0, len(zeros), len(vectors))]
 
     def _values(self, slot: Value, keys: Value, next_keys: Value) -> None:
@@ -135,10 +137,16 @@ class FloatRows(Rows):
                         ahead = fn.at(next_values, slot.index * row_bytes, d.index * pages.size)
                         self.prefetch(ahead, width * LANES * pages.size)
                     v = [pages.load(at, LANES, c * LANES * pages.size) for c in range(width)]
+                    chances = self._ways(fn.at(first_chances, slot.index << 2), rows, width)
                     before = iter(slot.values)
                     slot.values = []
                     for r in rows:
-                        chance = fn.load(F32, first_chances, slot.index << 2, r * self.chance_bytes, align=4)
-                        slot.values += [fn.fma(chance.splat(LANES), value, next(before)) for value in v]
+                        for chance_at, value in zip(chances, v, strict=True):
+                            chance = fn.load(F32, chance_at, r * self.chance_bytes, align=4).splat(LANES)
+                            slot.values.append(fn.fma(chance, value, next(before)))
                 for cell, result in zip(cells, slot.results, strict=True):
                     fn.store(result, first_sums, d.index << 2, cell, align=64)
+
+    def _ways(self, at: Value, rows: range, vectors: int) -> list[Value]:
+        """Pointers to the rows' scalars for so many vectors, see :meth:`.Isa.ways`; each takes an instruction, too."""
+        return self.isa.ways(at, vectors) if len(rows) > vectors else [at] * vectors
