@@ -80,8 +80,8 @@ class Isa(ABC):
         """A pointer for each of ``count`` products with the same elements in memory.
 
         Where an instruction takes one element for all lanes from memory by itself, they keep LLVM from loading it into
-        a register for all of them: of up to a third of what a kernel issues nothing is left, for some more loads. What
-        a CPU can issue is short when another hardware thread is busy on its core.
+        a register for all of them. That saves up to a third of what a kernel issues, which counts where another
+        hardware thread is busy on its core, and takes some more loads.
         """
         return [pointer] * count
 
