@@ -23,8 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 
-from benchmarks import compiled, machine
-from benchmarks.random_weights import TILE, stored
+from benchmarks import compiled, machine, random_weights
 from ryzc import formats, targets
 from ryzc.bundle import abi
 from ryzc.codegen import isa as instruction_sets
@@ -33,7 +32,6 @@ from ryzc.codegen.vector import I32, I64, LINE, PTR, Function, vec
 from ryzc.formats import AffineFormat, lanes
 from ryzc.runtime import memory
 from ryzc.targets import Target
-from ryzc.templates.kernels import activations as act
 from ryzc.templates.kernels import probes
 from ryzc.templates.kernels.linear import Linear
 from ryzc.templates.kernels.weights import EARLIER
@@ -177,14 +175,10 @@ def layers(target: Target, isa: Isa, name: str, sink: Bytes) -> list[Work]:
     """A linear layer in one format, for some batches."""
     fmt = formats.get(name)
     assert isinstance(fmt, AffineFormat)
-    piece = lanes.pack(fmt, np.tile(stored(np.random.default_rng(0), name, COLUMNS), (ROWS // TILE, 1))).reshape(-1)
+    piece, codes, records, unit = random_weights.layer(fmt, ROWS, COLUMNS, max(BATCHES))
     copies = COLD // piece.size
     weights = memory.anonymous(copies * piece.size + AHEAD[1])
     weights[: copies * piece.size].reshape(copies, piece.size)[:] = piece
-    rng = np.random.default_rng(1)
-    x, scales = act.quantize(rng.standard_normal((max(BATCHES), COLUMNS)).astype(np.float32))
-    unit = fmt.zero or 1
-    codes, records = act.rows(x), act.rows(act.records(x, scales, unit))
     module = compiled.module(name)
     Linear(name, ROWS, COLUMNS, "store", ROWS, unit=unit).emit(module, isa, "linear")
     _emit_repeat(module)

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ryzc import formats
-from ryzc.formats import AffineFormat, Codes
+from ryzc.formats import AffineFormat, Codes, lanes
+from ryzc.templates.kernels import activations as act
 
 TILE = 64
 """Rows that are drawn; the number of rows of every matrix is a multiple of it."""
@@ -192,6 +193,16 @@ def _raw(writer: gguf.GGUFWriter, name: str, rows: int, columns: int, raw: npt.N
 
 
 _UNKNOWN = {"i2_s": _i2_s, "iq2_bn": _iq2_bn}
+
+
+def layer(
+    fmt: AffineFormat, rows: int, columns: int, tokens: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint8], int]:
+    """What a linear kernel alone reads: packed weights of so many rows, codes and records of tokens, and their unit."""
+    weights = np.tile(stored(np.random.default_rng(0), fmt.name, columns), (rows // TILE, 1))
+    x, scales = act.quantize(np.random.default_rng(1).standard_normal((tokens, columns)).astype(np.float32))
+    unit = fmt.zero or 1
+    return lanes.pack(fmt, weights).reshape(-1), act.rows(x), act.rows(act.records(x, scales, unit)), unit
 
 
 def stored(rng: np.random.Generator, format_: str, columns: int) -> npt.NDArray[np.uint8]:

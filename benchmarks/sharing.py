@@ -32,12 +32,11 @@ from ryzc.bundle import abi
 from ryzc.codegen import isa as instruction_sets
 from ryzc.codegen.isa import Isa
 from ryzc.codegen.vector import I64, PTR, Function, Value
-from ryzc.formats import AffineFormat, lanes
+from ryzc.formats import AffineFormat
 from ryzc.runtime import bench, memory
 from ryzc.runtime.kv import PagePool
 from ryzc.runtime.step import CompiledModel
 from ryzc.targets import Target
-from ryzc.templates.kernels import activations as act
 from ryzc.templates.kernels import probes
 from ryzc.templates.kernels.linear import Linear
 
@@ -136,12 +135,9 @@ class Layer:
     def __init__(self, target: Target, isa: Isa, name: str) -> None:
         fmt = formats.get(name)
         assert isinstance(fmt, AffineFormat)
-        rng, unit = np.random.default_rng(0), fmt.zero or 1
-        tiles = lanes.pack(fmt, np.tile(random_weights.stored(rng, name, COLUMNS), (ROWS // lanes.TILE, 1))).reshape(-1)
+        tiles, self._codes, self._records, unit = random_weights.layer(fmt, ROWS, COLUMNS, BATCHES[-1])
         self._weights = memory.anonymous(tiles.size + (1 << 16))
         self._weights[: tiles.size] = tiles
-        x, scales = act.quantize(rng.standard_normal((BATCHES[-1], COLUMNS)).astype(np.float32))
-        self._codes, self._records = act.rows(x), act.rows(act.records(x, scales, unit))
         self._out = memory.anonymous(4 * BATCHES[-1] * ROWS)
         self._context = memory.anonymous(abi.SIZE)
         module = compiled.module(name)
