@@ -32,7 +32,7 @@ from ryzc.templates.kernels.bit_lookup import LOOKUP, REACH, Lookup
 from ryzc.templates.kernels.epilogue import Epilogue
 from ryzc.templates.kernels.kernel import Kernel, begin, context_field, require_multiple, share
 from ryzc.templates.kernels.schedule import Method
-from ryzc.templates.kernels.tiling import PANEL, token_tiles, work_items
+from ryzc.templates.kernels.tiling import MOST, token_tiles, work_items
 
 _ROW = 4 * TILE
 _LOOKUP = "lookup-1x4"
@@ -99,7 +99,7 @@ class BitLinear(Kernel):
             )
         fn = begin(module, symbol, self.operands)
         tokens = context_field(fn, self.count)
-        sums = fn.stack(I32, PANEL * TILE)
+        sums = fn.stack(I32, MOST * TILE)
         for method in schedule.each(fn, tokens, self.schedule or self.default_schedule(isa)):
             if method.kind == "lookup":
                 self._by_lookup(fn, isa, method, tokens)

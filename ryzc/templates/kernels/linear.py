@@ -32,7 +32,7 @@ from ryzc.templates.kernels.epilogue import Epilogue
 from ryzc.templates.kernels.kernel import Kernel, begin, context_field
 from ryzc.templates.kernels.panel import Panel
 from ryzc.templates.kernels.schedule import Method
-from ryzc.templates.kernels.tiling import PANEL, token_tiles, work_items
+from ryzc.templates.kernels.tiling import MOST, token_tiles, work_items
 from ryzc.templates.kernels.weights import PackedBlocks, Scales, stack_scales, stacked_scales
 
 
@@ -74,7 +74,7 @@ class Linear(Kernel):
         fn = begin(module, symbol, self.operands)
         weights, codes, records, out = (fn.args[o] for o in self.operands)
         tokens = context_field(fn, self.count)
-        sums = fn.stack(F32, PANEL * TILE)
+        sums = fn.stack(F32, MOST * TILE)
         reader = PackedBlocks(fn, fmt, isa.lanes, isa.field)
         token_bytes = act.code_bytes(self.columns) + act.record_bytes(self.columns)
         for method in schedule.each(fn, tokens, self.schedule or self.default_schedule(isa)):

@@ -9,7 +9,10 @@ from ryzc.codegen.vector import Function, Value
 from ryzc.templates.kernels.kernel import share
 
 PANEL = 96
-"""Tokens of a work item: a tile's weights stay in L1 while they meet a panel."""
+"""Tokens of a work item, or twice as many: a weight tile is taken apart once for all of them."""
+MOST = 2 * PANEL
+ITEMS = 8
+"""Work items that each thread should have at least: with fewer, some threads would wait long for others."""
 RESIDENT = 768 << 10
 """Bytes of activations that should stay in an L2 cache while all tiles of weights pass by."""
 
@@ -25,7 +28,7 @@ def span(token_bytes: int) -> int:
 
 @contextmanager
 def work_items(fn: Function, tiles: int, tokens: Value, token_bytes: int) -> Iterator[tuple[Value, Value, Value]]:
-    """Loop over this thread's (weight tile, panel of tokens); yields ``tile, first token, last token``.
+    """Loop over this thread's (weight tile, up to ``MOST`` tokens); yields ``tile, first token, last token``.
 
     Within a span of tokens items run through the panels of a tile before the next tile, so that weights are read
     once a span. ``token_bytes`` is the size of a token's activations.
@@ -35,10 +38,19 @@ def work_items(fn: Function, tiles: int, tokens: Value, token_bytes: int) -> Ite
     with fn.loop(0, spans) as outer:
         start = outer.index * size
         stop = fn.below(start + size, tokens)
-        panels = (stop - start + (PANEL - 1)) // PANEL
+        panel = _panel(fn, size, tiles, stop - start)
+        panels = (stop - start + (panel - 1)) // panel
         with fn.loop(*share(fn, panels * tiles)) as items:
-            first = start + (items.index % panels) * PANEL
-            yield items.index // panels, first, fn.below(first + PANEL, stop)
+            first = start + (items.index % panels) * panel
+            yield items.index // panels, first, fn.below(first + panel, stop)
+
+
+def _panel(fn: Function, size: int, tiles: int, tokens: Value) -> Value:
+    """Tokens of an item: many where a span holds them, and enough items are left for all threads."""
+    if size < MOST:
+        return fn.i64(PANEL)
+    enough = (tokens * tiles).compare(">=", fn.args["threads"] * (ITEMS * MOST))
+    return enough.select(fn.i64(MOST), PANEL)
 
 
 @contextmanager
