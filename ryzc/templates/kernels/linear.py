@@ -132,6 +132,21 @@ class _Packed:
 
 
 @dataclass(frozen=True)
+class _Stretch:
+    """A stretch of K.
+
+    Attributes:
+        panel: where it is taken apart.
+        first: the number of its first step.
+        steps: how many it has.
+    """
+
+    panel: Panel
+    first: Value
+    steps: Value
+
+
+@dataclass(frozen=True)
 class _Multiply:
     """Sums of a weight tile over some tokens, by one method, into ``sums`` ``[token][32 rows]``."""
 
@@ -239,32 +254,51 @@ class _Multiply:
     # --- weights taken apart in L1 ------------------------------------------------------------
 
     def _by_panels(self, tile: Value, first: Value, last: Value, ask: Callable[[Value, int], None]) -> None:
-        fn, fmt, steps, lanes = self.fn, self.reader.format, self.reader.steps, self.isa.lanes
+        """A stretch of K after another; the first tokens that meet one take its codes apart as they need them."""
+        fn, fmt = self.fn, self.reader.format
         panel = Panel.on_stack(fn, self.reader, self.columns)
         self._clear(fn.i64(0), last - first)
-        blocks = self.columns // fmt.block
-        with fn.loop(0, blocks, panel.blocks) as stretch:
-            count = fn.below(fn.i64(blocks) - stretch.index, panel.blocks)
-            panel.unpack(fn.at(tile, stretch.index * block_bytes(fmt)), count, self.method.prefetch)
-            with token_tiles(fn, first, last, self.method.widths) as tiles:
+        blocks, widest = self.columns // fmt.block, self.method.tokens
+        with fn.loop(0, blocks, panel.blocks) as loop:
+            count = fn.below(fn.i64(blocks) - loop.index, panel.blocks)
+            packed = fn.at(tile, loop.index * block_bytes(fmt))
+            stretch = _Stretch(panel, loop.index * self.reader.steps, count * self.reader.steps)
+            is_last = (loop.index + panel.blocks).compare(">=", blocks)
+            panel.unpack_scales(packed, count)
+            many = (last - first).compare(">=", widest)
+            with fn.when(many):
+                with fn.when(is_last):
+                    ask(first, widest)
+                self._panel_tile(stretch, first, first, widest, packed)
+            with fn.when(many ^ 1):
+                panel.unpack_codes(packed, count, self.method.prefetch)
+            with token_tiles(fn, many.select(first + widest, first), last, self.method.widths) as tiles:
                 for m, width in tiles:
-                    ask(m, width)
-                    with fn.loop(0, TILE, self.method.vectors * lanes) as row:
-                        rows = [row.index + v * lanes for v in range(self.method.vectors)]
-                        memory = self._sums_of(m - first)
-                        sums = [self._load(memory, rows, i) for i in range(width * len(rows))]
-                        with fn.loop(0, count * steps, 1, sums) as step:
-                            at = panel.step(step.index)
-                            now = _Step(
-                                stretch.index * steps + step.index,
-                                partial(self._panel_operand, panel, at, rows),
-                                [panel.scales(at, row) for row in rows],
-                            )
-                            step.values = self._add(now, m, width, step.values.__getitem__)
-                        self._put_at(memory, rows, step.results)
+                    with fn.when(is_last):
+                        ask(m, width)
+                    self._panel_tile(stretch, first, m, width, None)
+
+    def _panel_tile(self, stretch: _Stretch, first: Value, m: Value, width: int, packed: Value | None) -> None:
+        """Add a stretch to the sums of tokens from ``m`` on; with ``packed`` weights it is taken apart on the way."""
+        fn, lanes, panel = self.fn, self.isa.lanes, stretch.panel
+        with fn.loop(0, TILE, self.method.vectors * lanes) as row:
+            rows = [row.index + v * lanes for v in range(self.method.vectors)]
+            memory = self._sums_of(m - first)
+            sums = [self._load(memory, rows, i) for i in range(width * len(rows))]
+            with fn.loop(0, stretch.steps, 1, sums) as step:
+                at = panel.step(step.index)
+                operand = partial(self._panel_operand, panel, at, rows)
+                if packed is not None:
+                    operand = partial(self._unpacked_operand, panel, packed, step.index, rows)
+                now = _Step(stretch.first + step.index, operand, [panel.scales(at, row) for row in rows])
+                step.values = self._add(now, m, width, step.values.__getitem__)
+            self._put_at(memory, rows, step.results)
 
     def _panel_operand(self, panel: Panel, at: Value, rows: list[Value], j: int, v: int) -> Value:
         return panel.operand(at, j, rows[v])
+
+    def _unpacked_operand(self, panel: Panel, packed: Value, step: Value, rows: list[Value], j: int, v: int) -> Value:
+        return panel.unpack(packed, step, j, rows, v, self.method.prefetch)
 
     # --- both ---------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ work item. Laid out step by step (32 elements of K):
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ryzc.codegen.vector import F32, I32, Function, Value, vec
@@ -23,7 +24,7 @@ _ROW = 4 * TILE
 
 @dataclass(frozen=True)
 class Panel:
-    """Unpacks up to ``blocks`` blocks of a tile into ``scratch``, and reads them back by row vectors."""
+    """Takes up to ``blocks`` blocks of a tile apart, into ``scratch``, and reads them back by row vectors."""
 
     reader: PackedBlocks
     scratch: Value
@@ -47,27 +48,41 @@ class Panel:
     def _step_bytes(self) -> int:
         return self.step_bytes_of(self.reader.format)
 
-    def unpack(self, first: Value, blocks: Value, prefetch: int) -> None:
-        """Take apart ``blocks`` blocks from the packed block at ``first`` on, asking for bytes ``prefetch`` ahead."""
+    def unpack_scales(self, first: Value, blocks: Value) -> None:
+        """Write the scales of ``blocks`` blocks, the first of which is packed at ``first``."""
         reader, fn = self.reader, self.reader.fn
-        steps, size = reader.steps, block_bytes(reader.format)
-        share = size * reader.lanes // (TILE * steps)  # of a step, in each pass over the rows
         with fn.loop(0, blocks) as block, fn.loop(0, TILE, reader.lanes) as row:
-            packed = fn.at(first, block.index * size)
-            ahead = fn.at(packed, row.index * (size // TILE))
-            scales = reader.scales(packed, row.index)
-            for step in range(steps):
-                to = fn.at(self.scratch, (block.index * steps + step) * self._step_bytes, row.index << 2)
-                codes = fn.at(packed, reader.header_bytes + step * reader.step_bytes)
-                for j in range(OPERANDS):
-                    reader.prefetch(fn.at(ahead, step * share), share, prefetch, j)
-                    fn.store(reader.operand(codes, j, row.index), to, j * _ROW, align=4 * reader.lanes)
-                for half in range(reader.halves):
-                    of_half = scales[step * reader.halves + half]
-                    parts = [of_half.scale] + ([] if of_half.minimum is None else [of_half.minimum])
-                    for i, part in enumerate(parts):
-                        at = (OPERANDS + half * len(parts) + i) * _ROW
-                        fn.store(part, to, at, align=4 * reader.lanes)
+            scales = reader.scales(fn.at(first, block.index * block_bytes(reader.format)), row.index)
+            for i, of_half in enumerate(scales):
+                step, half = divmod(i, reader.halves)
+                to = fn.at(self.step(block.index * reader.steps + step), row.index << 2)
+                parts = [of_half.scale] + ([] if of_half.minimum is None else [of_half.minimum])
+                for part, values in enumerate(parts):
+                    at = (OPERANDS + half * len(parts) + part) * _ROW
+                    fn.store(values, to, at, align=4 * reader.lanes)
+
+    def unpack_codes(self, first: Value, blocks: Value, prefetch: int) -> None:
+        """Write the codes of these blocks, asking for bytes ``prefetch`` ahead."""
+        reader, fn = self.reader, self.reader.fn
+        with fn.loop(0, blocks * reader.steps) as step, fn.loop(0, TILE, reader.lanes) as row:
+            for j in range(OPERANDS):
+                self.unpack(first, step.index, j, [row.index], 0, prefetch)
+
+    def unpack(self, first: Value, step: Value, j: int, rows: Sequence[Value], v: int, prefetch: int) -> Value:
+        """Write operand ``j`` of a step for the ``v``-th of some row vectors, and return it.
+
+        With the first of them go requests for the part of the weights that is theirs, ``prefetch`` bytes ahead.
+        """
+        reader, fn = self.reader, self.reader.fn
+        block, at = (step, fn.i64(0)) if reader.steps == 1 else (step // reader.steps, step % reader.steps)
+        packed = fn.at(first, block * block_bytes(reader.format))
+        if v == 0:
+            share = reader.share * reader.lanes * len(rows) // TILE
+            ahead = fn.at(packed, rows[0] * (block_bytes(reader.format) // TILE), at * share)
+            reader.prefetch(ahead, share, prefetch, j)
+        codes = reader.operand(fn.at(packed, at * reader.step_bytes, reader.header_bytes), j, rows[v])
+        fn.store(codes, self.step(step), j * _ROW, rows[v] << 2, align=4 * reader.lanes)
+        return codes
 
     def step(self, index: Value) -> Value:
         """Where a step of the stretch lies."""
