@@ -193,6 +193,10 @@ class Value:
         """Per lane the larger float; either operand where the other is a NaN."""
         return self.fn.intrinsic("llvm.maxnum", self.type, self, self.fn.value(self._operand(other)))
 
+    def larger(self, other: Value | Number) -> Value:
+        """As :meth:`maximum` in a third of the instructions, but ``other`` where either is a NaN."""
+        return self.compare(">", other).select(self, other)
+
     def minimum(self, other: Value | Number) -> Value:
         """Per lane the smaller float."""
         return self.fn.intrinsic("llvm.minnum", self.type, self, self.fn.value(self._operand(other)))

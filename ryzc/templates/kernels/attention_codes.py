@@ -145,7 +145,7 @@ class CodeRows(Rows):
             [mask.select(score, LOWEST) for mask, score in zip(visible[row // self.group], found, strict=True)]
             for row, found in enumerate(self._page_of(here))
         ]
-        new = best.maximum(row_maxima(scores))
+        new = best.larger(row_maxima(scores))
         fn.store(new, self.best, align=64)
         self.rescale(exp2(fn, best - new))
         for row, found in enumerate(scores):

@@ -45,7 +45,7 @@ class FloatRows(Rows):
         for row in range(self.count):
             seen = visible[row // self.group]
             scores[row] = [m.select(s, LOWEST) for m, s in zip(seen, scores[row], strict=True)]
-        new = best.maximum(row_maxima(scores))
+        new = best.larger(row_maxima(scores))
         fn.store(new, self.best, align=64)
         self.rescale(exp2(fn, best - new))
         for row in range(self.count):

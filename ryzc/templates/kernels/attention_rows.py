@@ -159,20 +159,21 @@ class Rows(ABC):
 def row_maxima(rows: Sequence[Sequence[Value]]) -> Value:
     """The largest element of each of up to 16 rows, row ``r``'s in lane ``r``; lanes without a row repeat others.
 
+    Where an element is a NaN, so may the result be.
     Halves of two rows' vectors side by side, then quarters of four, until each lane holds one row.
     """
     found = []
     for first, *others in rows:
         largest = first
         for other in others:
-            largest = largest.maximum(other)
+            largest = largest.larger(other)
         found.append(largest)
     part = LANES
     while part > 1:
         half = part // 2
         low = [i for start in range(0, 2 * LANES, part) for i in range(start, start + half)]
         found = [
-            a.shuffle(low, b).maximum(a.shuffle([i + half for i in low], b))
+            a.shuffle(low, b).larger(a.shuffle([i + half for i in low], b))
             for a, b in zip(found[::2], [*found[1::2], *found[-1:]], strict=False)
         ]
         part = half

@@ -36,7 +36,7 @@ def _quantize(
     fn: Function, first: Value, width: int, block: Callable[[Value], Pair], codes: Value, records: Value, unit: int
 ) -> None:
     at = [first + i for i in range(width)]
-    amax = side_by_side([a.abs().maximum(b.abs()) for a, b in map(block, at)], lambda a, b: a.maximum(b))
+    amax = side_by_side([a.abs().larger(b.abs()) for a, b in map(block, at)], lambda a, b: a.larger(b))
     counts = amax.compare(">=", act.TINY)
     inverse = counts.select(fn.const(amax.type, 127.0) / amax, 0.0)
     scale = counts.select(amax / 127.0, 0.0)
