@@ -126,7 +126,7 @@ def build(
             f"{checkpoint.path.name}: there is nothing to round to {' or '.join(found.values())}",
             hint="a BitNet's layers are ternary already; build without --quant and --head",
         )
-    if KV_FORMATS[lowered.plan.kv.dtype].coded and not force:
+    if KV_FORMATS[lowered.plan.kv.dtype].bound and not force:
         found["kv_cost"] = str(_try_kv(checkpoint, lowered, planned(kv="f16"), destination.absolute().parent, tell))
     if weights is not None and not force:
         loss = _try_weights(checkpoint, lowered, planned(weights=None), destination.absolute().parent, tell)

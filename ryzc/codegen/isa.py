@@ -76,6 +76,10 @@ class Isa(ABC):
         """``total`` and a long sum, in 32 bits."""
         return total + carry
 
+    @abstractmethod
+    def add_pairs(self, total: Value, a: Value, b: Value) -> Value:
+        """Add per 32-bit lane the sum of two products of signed 16-bit numbers; what leaves 32 bits wraps."""
+
     def ways(self, pointer: Value, count: int) -> list[Value]:
         """A pointer for each of ``count`` products with the same elements in memory.
 
@@ -112,6 +116,10 @@ class Avx512Vnni(Isa):
         acc, quads = dot.total, vec(I8, 64)
         return Dot(acc.fn.call("llvm.x86.avx512.vpdpbusd.512", acc.type, acc, codes.bits(quads), x.bits(quads)))
 
+    def add_pairs(self, total: Value, a: Value, b: Value) -> Value:
+        pairs = vec(I16, 32)
+        return total.fn.call("llvm.x86.avx512.vpdpwssd.512", total.type, total, a.bits(pairs), b.bits(pairs))
+
     def ways(self, pointer: Value, count: int) -> list[Value]:
         return [pointer.fn.opaque(pointer) for _ in range(count)]
 
@@ -146,6 +154,10 @@ class Avx2(Isa):
         if dot.room == 0:
             return Dot(self.total(dot), products, 0x7FFF // (2 * 127 * largest) - 1)
         return Dot(dot.total, dot.pairs + products, dot.room - 1)
+
+    def add_pairs(self, total: Value, a: Value, b: Value) -> Value:
+        pairs = vec(I16, 16)
+        return total + total.fn.call("llvm.x86.avx2.pmadd.wd", total.type, a.bits(pairs), b.bits(pairs))
 
     def total(self, dot: Dot) -> Value:
         return dot.total if dot.pairs is None else self.settle(dot.total, dot.pairs)

@@ -30,17 +30,24 @@ from ryzc.graph.nodes import (
     replace,
 )
 from ryzc.graph.ops.paged_codes import cache, suffix
-from ryzc.kv_formats import GROUP, KV_FORMATS, block
+from ryzc.kv_formats import GROUP, KV_FORMATS, KVFormat, block
 from ryzc.passes.pass_ import Pass, Report
 
-_ELEMENTS = {16: ir.DataType.FLOAT16, 32: ir.DataType.FLOAT, 8: ir.DataType.INT8, 4: ir.DataType.UINT8}
+_FLOATS = {32: ir.DataType.FLOAT, 16: ir.DataType.FLOAT16}
+_CODES = {16: ir.DataType.INT16, 8: ir.DataType.INT8, 4: ir.DataType.UINT8}
 """The type of a page's element, by its bits."""
+
+
+def _elements(format_: KVFormat) -> tuple[ir.DataType, ir.DataType]:
+    """The types of elements of keys and values."""
+    types = _CODES if format_.coded else _FLOATS
+    return types[format_.key_bits], types[format_.value_bits]
 
 
 def of_pages(keys: ir.DataType | None, values: ir.DataType | None) -> str:
     """The name of the format whose keys and values have elements of these types."""
     for format_ in KV_FORMATS.values():
-        if (_ELEMENTS[format_.key_bits], _ELEMENTS[format_.value_bits]) == (keys, values):
+        if _elements(format_) == (keys, values):
             return format_.name
     raise InternalError(f"no pages hold keys of {keys} and values of {values}")
 
@@ -96,7 +103,9 @@ class KVLayout(Pass):
         page_table = add_input(graph, "page_table", ir.DataType.INT64, ["S", "P"])
         cache = self._cache(layer, kv_heads, head_dim)
         kind = suffix(self.format.name)
-        blocks = {"block": block(head_dim)} if self.format.coded else {}
+        blocks = {}
+        if self.format.coded:
+            blocks["block"] = block(head_dim) if self.format.transformed else head_dim
 
         qkv = operand(q.split, 0)
         append = make(
@@ -145,16 +154,18 @@ class KVLayout(Pass):
     def _cache(self, layer: int, kv_heads: int, head_dim: int) -> list[tuple[str, ir.DataType, list[Dim]]]:
         """Names, types and shapes of what keeps a layer's keys and values."""
         format_, slots = self.format, self.page_tokens
-        own: dict[str, tuple[int, list[Dim], int]] = {
-            "k": (format_.key_bits, [head_dim, slots], head_dim // block(head_dim)),
-            "v": (format_.value_bits, [slots, head_dim], 1),
+        of_key, of_value = _elements(format_)
+        key_blocks = head_dim // block(head_dim) if format_.transformed else 1
+        own: dict[str, tuple[ir.DataType, list[Dim], int]] = {
+            "k": (of_key, [head_dim, slots], head_dim // GROUP if format_.key_bits == 4 else key_blocks),
+            "v": (of_value, [slots, head_dim], head_dim // GROUP if format_.value_bits == 4 else 1),
         }
         parts = []
         for name in cache(format_.name):
             letter, kind = name.split("_")
-            bits, shape, blocks = own[letter]
-            per_head: list[Dim] = shape if kind == "pages" else [slots, blocks if bits == 8 else head_dim // GROUP]
-            types = {"pages": _ELEMENTS[bits], "scales": FLOAT, "zeros": ir.DataType.UINT8}
+            element, shape, blocks = own[letter]
+            per_head: list[Dim] = shape if kind == "pages" else [slots, blocks]
+            types = {"pages": element, "scales": FLOAT, "zeros": ir.DataType.UINT8}
             parts.append((f"{name}.{layer}", types[kind], ["pages", kv_heads, *per_head]))
         return parts
 

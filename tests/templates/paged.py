@@ -128,8 +128,9 @@ class CodeCache(Cache):
         super().__init__(rng, sequences, context, kv_heads, head_dim, dtype)
         format_ = KV_FORMATS[dtype]
         self.bits = format_.key_bits, format_.value_bits
-        wide = block(head_dim), head_dim
+        wide = block(head_dim) if format_.transformed else head_dim, head_dim
         self.blocks = [head_dim // (GROUP if b == 4 else size) for b, size in zip(self.bits, wide, strict=True)]
+        self.offsets = 128 if self.bits[0] == 8 else 0, 0
         keys, values = self._key_places(), self._value_places()
         self.places = np.concatenate([keys, self.key_region + values], axis=1)
         self.key_size = keys.shape[1]
@@ -140,7 +141,7 @@ class CodeCache(Cache):
         bits, blocks = self.bits[0], self.blocks[0]
         row, rows, slot = np.arange(self.head_dim * bits // 8), self.head_dim * bits // 8, SLOTS
         codes = (row // 4 * PAGE_TOKENS + slot) * 4 + row % 4
-        if bits == 8:
+        if bits >= 8:
             return np.concatenate([codes, self._wide_scales(rows, blocks)], axis=1)
         scales = (rows + np.arange(2 * blocks)) * PAGE_TOKENS + slot  # and zero points
         return np.concatenate([codes, scales], axis=1)
@@ -149,6 +150,10 @@ class CodeCache(Cache):
         """The same of the region of a head's values."""
         bits, blocks = self.bits[1], self.blocks[1]
         rows, slot = self.head_dim * bits // 8, SLOTS
+        if bits == 16:
+            row = np.arange(rows)
+            codes = (slot // 2 * self.head_dim + row // 2) * 4 + slot % 2 * 2 + row % 2
+            return np.concatenate([codes, self._wide_scales(rows, blocks)], axis=1)
         codes = (slot // 4 * rows + np.arange(rows)) * 4 + slot % 4
         if bits == 8:
             return np.concatenate([codes, self._wide_scales(rows, blocks)], axis=1)
@@ -174,7 +179,10 @@ class CodeCache(Cache):
         """Keys and values of some tokens."""
         raw = self._heads(pool)[self._cells(sequences, positions)]
         keys, values = raw[..., : self.key_size], raw[..., self.key_size :]
-        return _decoded(keys, self.bits[0], self.head_dim, 128), _decoded(values, self.bits[1], self.head_dim, 0)
+        key_offset, value_offset = self.offsets
+        return _decoded(keys, self.bits[0], self.head_dim, key_offset), _decoded(
+            values, self.bits[1], self.head_dim, value_offset
+        )
 
     def read_from(self, pool: Array, sequences: Array, positions: Array) -> tuple[Array, Array]:
         k, v = self.codes_from(pool, sequences, positions)
@@ -184,7 +192,7 @@ class CodeCache(Cache):
         """Store codes near by; what they were is not read back to the bit."""
         raw = [
             _encoded(x, bits, blocks, offset)
-            for x, bits, blocks, offset in zip((k, v), self.bits, self.blocks, (128, 0), strict=True)
+            for x, bits, blocks, offset in zip((k, v), self.bits, self.blocks, self.offsets, strict=True)
         ]
         self._heads(self.pool)[self._cells(sequences, positions)] = np.concatenate(raw, axis=2)
 
@@ -201,8 +209,10 @@ class CodeCache(Cache):
 def _decoded(raw: Array, bits: int, head_dim: int, offset: int) -> Codes:
     rows = head_dim * bits // 8
     codes, rest = raw[..., :rows], np.ascontiguousarray(raw[..., rows:])
-    if bits == 8:
+    if bits >= 8:
         signed = codes.astype(np.int64) - offset if offset else codes.view(np.int8)
+        if bits == 16:
+            signed = np.ascontiguousarray(codes).view(np.int16)
         scale = (rest.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
         return Codes(signed.astype(np.float64), scale.astype(np.float64))
     blocks = head_dim // GROUP
@@ -217,6 +227,10 @@ def _decoded(raw: Array, bits: int, head_dim: int, offset: int) -> Codes:
 def _encoded(x: Array, bits: int, blocks: int, offset: int) -> Array:
     """Bytes of keys or values ``[T, Hk, D]``: scales that are large enough, and the nearest codes."""
     parts = x.reshape(*x.shape[:-1], blocks, -1)
+    if bits == 16:
+        scale = (np.linalg.norm(parts, axis=-1) / 32300).astype(np.float32).view(np.uint32) >> 16
+        codes = np.rint(parts / (scale << 16).view(np.float32)[..., None]).reshape(x.shape).astype(np.int16)
+        return np.concatenate([codes.view(np.uint8), scale.astype(np.uint16).view(np.uint8)], axis=-1)
     if bits == 8:
         scale = (np.abs(parts).max(axis=-1) / 126).astype(np.float32).view(np.uint32) >> 16
         step = (scale << 16).view(np.float32)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from paged import PAGE_TOKENS, Cache, CodeCache, cache_of
 
 from ryzc.errors import UnsupportedError
-from ryzc.kv_formats import block
+from ryzc.kv_formats import KV_FORMATS, block
 from ryzc.templates.kernels.attention import Attention, reference
 from ryzc.templates.kernels.hadamard import reference as hadamard
 from ryzc.templates.kernels.rope_append import RopeAppend
@@ -70,6 +70,11 @@ SHAPES = [
     Shape(8, 1, 48, group=8),
     Shape(7, 1, 32, window=20, group=7),
     Shape(2, 1, 112, dtype="f32", window=64),
+    Shape(9, 3, 64, dtype="int16", group=3),
+    Shape(4, 1, 256, dtype="int16", window=33, group=4),
+    Shape(2, 1, 80, dtype="int16", window=1, group=2),
+    Shape(8, 1, 32, dtype="int16", group=8),
+    Shape(1, 1, 16, dtype="int16", window=70),
     Shape(9, 3, 64, dtype="int8", group=3),
     Shape(4, 1, 256, dtype="int8", window=33, group=4),
     Shape(2, 1, 80, dtype="int8", window=1, group=2),
@@ -129,13 +134,16 @@ def check(shape: Shape, cache: Cache, q: F32, sequences: Array, positions: Array
 def check_codes(shape: Shape, cache: CodeCache, q: F32, sequences: Array, positions: Array, found: F32) -> None:
     """Against float64 over the same codes.
 
-    Codes of queries are known exactly. Codes of a page's weights may be off by half a step of 1/127 of their
-    largest, as rounding goes, which is by far the largest part of the bound; scores are exact integers times
-    scales, summed block by block: a few roundings for each, relative to the sizes of a score's parts. The results lie
-    behind one more Hadamard transform, which is undone here: it adds the roundings of its sums.
+    Codes of queries are known, but for those of 16 bits that are about to tip over. Codes of a page's weights may be
+    off by half a step of 1/127 of their largest, or 1/32639 of their sum beside keys and values of 16 bits, as rounding
+    goes, which is by far the largest part of the bound; scores are exact integers times
+    scales, summed block by block: a few roundings for each, relative to the sizes of a score's parts. The results of
+    formats that transform lie behind one more Hadamard transform, which is undone here: it adds the roundings of its
+    sums.
     """
-    per_kv, size = shape.heads // shape.kv_heads, block(shape.head_dim)
-    q_codes, q_steps = query_codes_of(q, size)
+    per_kv, transformed = shape.heads // shape.kv_heads, KV_FORMATS[shape.dtype].transformed
+    size = block(shape.head_dim) if transformed else shape.head_dim
+    q_codes, q_steps, doubts = query_codes_of(q, size) if transformed else wide_query_codes_of(q)
     for i, (sequence, position) in enumerate(zip(sequences, positions, strict=True)):
         first = max(0, position + 1 - shape.window) if shape.window else 0
         where = np.arange(first, position + 1)
@@ -149,21 +157,33 @@ def check_codes(shape: Shape, cache: CodeCache, q: F32, sequences: Array, positi
         chance /= chance.sum(axis=0)
         weights = chance[..., None] * v_step
         pages = where // PAGE_TOKENS
-        half_steps = np.stack([weights[pages == p].max(axis=0) / 254 for p in pages])
+        of_pages = [weights[pages == p] for p in pages]
+        half_steps = np.stack([w.max(axis=0) / 254 if transformed else w.sum(axis=0) / 65278 for w in of_pages])
         relative = (8 + 2 * parts.shape[2]) * UNIT * parts.sum(axis=2).max() + 1e-6 + 3 * UNIT * len(where)
+        relative += 2 * (doubts[i] * q_steps[i] * shape.head_dim**-0.5 * np.abs(k)).sum(axis=2).max()
         sizes = np.einsum("thd,thd->hd", weights, np.abs(v))
         bound = np.einsum("thd,thd->hd", half_steps * (1 + 1e-4), np.abs(v)) + relative * sizes
         bound += 16 * UNIT * np.linalg.norm(sizes, axis=1, keepdims=True)
-        close(hadamard(found[i], size), np.einsum("thd,thd->hd", weights, v), bound)
+        close(hadamard(found[i], size) if transformed else found[i], np.einsum("thd,thd->hd", weights, v), bound)
 
 
-def query_codes_of(x: F32, size: int) -> tuple[Array, Array]:
-    """Codes of queries and the scale of each element, by the float32 operations of the meaning."""
+def query_codes_of(x: F32, size: int) -> tuple[Array, Array, Array]:
+    """Codes of queries, the scale of each element and whether it is in doubt, by the operations of the meaning."""
     parts = x.reshape(*x.shape[:-1], -1, size)
     amax = np.abs(parts).max(axis=-1, keepdims=True)
     codes = np.rint(parts * (np.float32(32258) / amax)).astype(np.float64)
     step = np.broadcast_to(amax / np.float32(32258), parts.shape)
-    return codes.reshape(x.shape), step.reshape(x.shape).astype(np.float64)
+    return codes.reshape(x.shape), step.reshape(x.shape).astype(np.float64), np.zeros(x.shape, bool)
+
+
+def wide_query_codes_of(x: F32) -> tuple[Array, Array, Array]:
+    """The same for codes of 16 bits: their scale ends a sum, so a code near the middle of two may be either."""
+    wide = x.astype(np.float64)
+    step = np.linalg.norm(wide, axis=-1, keepdims=True) / 32639
+    exact = wide / step
+    aside = np.abs(exact - np.floor(exact) - 0.5)
+    doubts = aside <= (x.shape[-1] / 16 + 10) * UNIT * np.abs(exact)
+    return np.rint(exact), np.broadcast_to(step, x.shape), doubts
 
 
 def check_float(shape: Shape, cache: Cache, q: F32, sequences: Array, positions: Array, found: F32) -> None:
@@ -194,7 +214,7 @@ def test_attention(target: str, shape: Shape, context: int, count: int, workers:
 
 @for_every_isa
 @pytest.mark.parametrize("window", [0, 1, 2, 31, 32, 33, 40, 64, 65, 1000])
-@pytest.mark.parametrize("dtype", ["f16", "int8", "int4"])
+@pytest.mark.parametrize("dtype", ["f16", "int16", "int8", "int4"])
 def test_every_position_around_pages_and_windows(target: str, dtype: str, window: int) -> None:
     rng = np.random.default_rng(window)
     shape = Shape(2, 1, 32, dtype, window=window, group=2)
@@ -206,7 +226,7 @@ def test_every_position_around_pages_and_windows(target: str, dtype: str, window
 
 
 @for_every_isa
-@pytest.mark.parametrize("dtype", ["f16", "int8", "int8-int4", "int4"])
+@pytest.mark.parametrize("dtype", ["f16", "int16", "int8", "int8-int4", "int4"])
 def test_a_long_context(target: str, dtype: str) -> None:
     rng = np.random.default_rng(7)
     shape = Shape(3, 1, 64, dtype, group=3)
@@ -307,7 +327,7 @@ def test_a_token_beside_later_ones_sees_nothing_of_them(target: str, shape: Shap
 
 
 @for_every_isa
-@pytest.mark.parametrize("shape", [SHAPES[2], SHAPES[3], SHAPES[11], SHAPES[-3]])
+@pytest.mark.parametrize("shape", [SHAPES[2], SHAPES[3], SHAPES[11], SHAPES[16], SHAPES[-3]])
 @settings(examples, max_examples=8)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), threads, seeds)
 def test_chunks_of_a_prompt_change_no_bit(

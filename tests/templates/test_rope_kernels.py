@@ -94,6 +94,9 @@ SHAPES = [
     Shape(8, 1, 32, False, "f32", False),
     Shape(1, 1, 16, True, "f16", True),
     Shape(6, 2, 128, True, "f16", True),
+    Shape(9, 3, 64, True, "int16", False),
+    Shape(4, 1, 256, False, "int16", True),
+    Shape(2, 2, 80, True, "int16", False),
     Shape(9, 3, 64, True, "int8", False),
     Shape(4, 1, 256, False, "int8", True),
     Shape(2, 2, 80, True, "int8", False),
@@ -174,12 +177,16 @@ def code_bound(codes: Codes, bits: int) -> Array:
     the grid may end before an extreme: by one and a half, as zero points are rounded and set aside, and by two and a
     half, as the scale may be an eighth too small for the 15 on either side of a group's middle.
     """
-    return codes.step * (0.5 + 127 * 4 * UNIT if bits == 8 else 5 + 1e-3)
+    return codes.step * (5 + 1e-3 if bits == 4 else 0.5 + 2 ** (bits - 1) * 4 * UNIT)
 
 
 def check_scales(codes: Codes, bits: int) -> None:
-    """Scales are as small as may be: in every block some element uses the last codes."""
+    """Scales are as small as may be: in every block some element uses the last codes, or they have the norm they may."""
     parts = codes.signed.reshape(*codes.scale.shape, -1)
+    if bits == 16:
+        norms, rounding = np.linalg.norm(parts, axis=-1), np.sqrt(parts.shape[-1]) / 2
+        assert np.abs(norms - 32639).max() <= 32639 / 255 + rounding
+        return
     reach = np.abs(parts).max(axis=-1) if bits == 8 else np.ptp(parts, axis=-1)
     assert reach.min() >= (126 if bits == 8 else 22)
     assert reach.max() <= (127 if bits == 8 else 30)
@@ -199,7 +206,7 @@ def test_rope_append(target: str, shape: Shape, count: int, workers: int, seed: 
         options = {"interleaved": shape.interleaved, "weight": weight, "epsilon": 1e-6}
         expected = reference(x, tokens.cos, tokens.sin, **options)  # type: ignore[arg-type]
         bound = rotation_bound(shape, x, weight, tokens.cos, tokens.sin)
-        if KV_FORMATS[shape.dtype].coded:
+        if KV_FORMATS[shape.dtype].transformed:
             expected, bound = transformed(expected, bound)
         if half:  # rounded to 11 bits, or to the smallest subnormal
             bound = bound + np.maximum(2.0**-11 * (np.abs(expected) + bound), 2.0**-25)
@@ -213,7 +220,9 @@ def test_rope_append(target: str, shape: Shape, count: int, workers: int, seed: 
         k_codes, v_codes = cache.codes_from(cache.pool, tokens.sequences, tokens.positions)
         extra = [code_bound(codes, bits) for codes, bits in zip((k_codes, v_codes), cache.bits, strict=True)]
         check(keys, tokens.qkv[:, h : h + hk], weights[1] if weights else None, False, extra[0])
-        even, bound = transformed(wanted.astype(np.float64), np.zeros(wanted.shape))
+        even, bound = wanted.astype(np.float64), np.zeros(wanted.shape)
+        if KV_FORMATS[shape.dtype].transformed:
+            even, bound = transformed(even, bound)
         close(values, even, bound + extra[1])
         check_scales(k_codes, cache.bits[0])
         check_scales(v_codes, cache.bits[1])

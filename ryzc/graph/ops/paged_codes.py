@@ -2,8 +2,8 @@
 
 The pages are those of :mod:`.paged` with codes for elements. Beside them stand ``k_scales`` and ``v_scales``,
 ``[pages, Hk, page_tokens, blocks of a head]``, and ``k_zeros`` and ``v_zeros`` likewise where codes have 4 bits: these
-are bytes that count half steps. Before they are quantized, queries, keys and values go through a Hadamard transform,
-which keeps products and evens out what is large; the result of attention goes back through it.
+are bytes that count half steps. Codes of 8 and 4 bits stand for what came out of a Hadamard transform, which keeps
+products and evens out what is large: queries go through it, too, and the result of attention goes back.
 """
 
 from __future__ import annotations
@@ -12,6 +12,56 @@ from ryzc.graph.ops.paged import ROTATED, WHERE
 from ryzc.kv_formats import GROUP, KV_FORMATS
 
 _POWERS = ", ".join(repr(2.0**e) for e in range(-21, 11))
+
+
+def _rounding(name: str, measure: str, top: float, tiny: float, *, kept: bool) -> str:
+    """Blocks of ``x f32[T, W]`` as whole multiples of a part, ``1 / top``, of what measures them.
+
+    What is kept are codes ``f32[T, W]``, whole numbers, and scales ``f32[T, W / block]``, bfloat16 numbers; else comes
+    their product. Blocks that measure less than ``tiny`` are zero.
+    """
+    if kept:
+        outputs = "codes, scale"
+        steps = """
+        short = Cast<to = 16> (exact)
+        scale_or_less = Cast<to = 1> (short)
+        inverse_or_more = Div (one, scale_or_less)"""
+        end = """
+        codes = Reshape (rounded, shape)
+        scale = Squeeze (scale3, last)"""
+    else:
+        outputs = "y"
+        steps = """
+        scale_or_less = Identity (exact)
+        inverse_or_more = Div (top, size)"""
+        end = """
+        multiples = Mul (rounded, scale3)
+        y = Reshape (multiples, shape)"""
+    return f"""
+    {name} <block> (x) => ({outputs})
+    {{
+        block0 = Constant<value_int = @block> ()
+        axis0 = Constant<value_ints = [0]> ()
+        last = Constant<value_ints = [-1]> ()
+        block1 = Unsqueeze (block0, axis0)
+        by_block = Concat<axis = 0> (axis0, last, block1)
+        x3 = Reshape (x, by_block)
+        magnitude = Abs (x3)
+        size = {measure}<keepdims = 1> (magnitude, last)
+        tiny = Constant<value_float = {tiny!r}> ()
+        zero = Less (size, tiny)
+        top = Constant<value_float = {top}> ()
+        nothing = Constant<value_float = 0.0> ()
+        one = Constant<value_float = 1.0> ()
+        exact = Div (size, top){steps}
+        scale3 = Where (zero, nothing, scale_or_less)
+        inverse = Where (zero, nothing, inverse_or_more)
+        scaled = Mul (x3, inverse)
+        rounded = Round (scaled)
+        shape = Shape (x){end}
+    }}
+    """
+
 
 _BASIC = (
     # x f32[T, W] -> the same shape: in blocks of n, a power of two,
@@ -54,63 +104,14 @@ _BASIC = (
         y = Reshape (products, shape)
     }
     """,
-    # x f32[T, W] -> codes f32[T, W], whole numbers in -127 .. 127, and scale f32[T, W / block], bfloat16 numbers
-    """
-    QuantizeBlocks <block> (x) => (codes, scale)
-    {
-        size = Constant<value_int = @block> ()
-        axis0 = Constant<value_ints = [0]> ()
-        last = Constant<value_ints = [-1]> ()
-        size1 = Unsqueeze (size, axis0)
-        by_block = Concat<axis = 0> (axis0, last, size1)
-        x3 = Reshape (x, by_block)
-        magnitude = Abs (x3)
-        amax = ReduceMax<keepdims = 1> (magnitude, last)
-        tiny = Constant<value_float = 7.8886090522101181e-31> ()
-        zero = Less (amax, tiny)
-        most = Constant<value_float = 127.0> ()
-        nothing = Constant<value_float = 0.0> ()
-        one = Constant<value_float = 1.0> ()
-        exact = Div (amax, most)
-        short = Cast<to = 16> (exact)
-        scale_or_less = Cast<to = 1> (short)
-        scale3 = Where (zero, nothing, scale_or_less)
-        inverse_or_more = Div (one, scale_or_less)
-        inverse = Where (zero, nothing, inverse_or_more)
-        scaled = Mul (x3, inverse)
-        rounded = Round (scaled)
-        shape = Shape (x)
-        codes = Reshape (rounded, shape)
-        scale = Squeeze (scale3, last)
-    }
-    """,
-    # x f32[T, W] -> the same shape: each block rounded to whole multiples of its largest magnitude / 32258
-    """
-    RoundQueries <block> (x) => (y)
-    {
-        size = Constant<value_int = @block> ()
-        axis0 = Constant<value_ints = [0]> ()
-        last = Constant<value_ints = [-1]> ()
-        size1 = Unsqueeze (size, axis0)
-        by_block = Concat<axis = 0> (axis0, last, size1)
-        x3 = Reshape (x, by_block)
-        magnitude = Abs (x3)
-        amax = ReduceMax<keepdims = 1> (magnitude, last)
-        tiny = Constant<value_float = 7.8886090522101181e-31> ()
-        zero = Less (amax, tiny)
-        most = Constant<value_float = 32258.0> ()
-        nothing = Constant<value_float = 0.0> ()
-        inverse_or_more = Div (most, amax)
-        inverse = Where (zero, nothing, inverse_or_more)
-        scale_or_less = Div (amax, most)
-        scale = Where (zero, nothing, scale_or_less)
-        scaled = Mul (x3, inverse)
-        codes = Round (scaled)
-        rounded = Mul (codes, scale)
-        shape = Shape (x)
-        y = Reshape (rounded, shape)
-    }
-    """,
+    # codes in -127 .. 127
+    _rounding("QuantizeBlocks", "ReduceMax", 127.0, 2.0**-100, kept=True),
+    # multiples of the largest magnitude / 32258
+    _rounding("RoundQueries", "ReduceMax", 32258.0, 2.0**-100, kept=False),
+    # codes whose norm is 32639 before they are rounded
+    _rounding("QuantizeHeads", "ReduceL2", 32639.0, 2.0**-50, kept=True),
+    # multiples of the norm / 32639
+    _rounding("RoundHeads", "ReduceL2", 32639.0, 2.0**-50, kept=False),
     # x f32[T, W] -> codes f32[T, W], whole numbers in 0 .. 15, scale f32[T, W / block] and zero f32[T, W / block],
     # whole numbers in 0 .. 30. Of six grids the first with the least squared error: the smallest of 256 scales that
     # holds the block and the next smaller one, each with the codes around the block's middle, or half a step aside.
@@ -225,7 +226,7 @@ _BASIC = (
     """,
 )
 
-_SUFFIXES = {"int8": "Int8", "int8-int4": "Int8Int4", "int4": "Int4"}
+_SUFFIXES = {"int16": "Int16", "int8": "Int8", "int8-int4": "Int8Int4", "int4": "Int4"}
 
 
 def suffix(name: str) -> str:
@@ -239,14 +240,15 @@ def cache(name: str) -> list[str]:
     found = []
     for letter, bits in (("k", format_.key_bits), ("v", format_.value_bits)):
         found.append(f"{letter}_pages")
-        found += [f"{letter}_scales"] * (bits <= 8) + [f"{letter}_zeros"] * (bits == 4)
+        found += [f"{letter}_scales"] * format_.coded + [f"{letter}_zeros"] * (bits == 4)
     return found
 
 
 def _quantized(letter: str, bits: int, block: str) -> str:
     """Codes of ``{letter}_even`` with all that belongs to them."""
-    if bits == 8:
-        return f"{letter}_codes, {letter}_scale = ai.ryzc.QuantizeBlocks<block = {block}> ({letter}_even)"
+    if bits >= 8:
+        quantize = "QuantizeHeads" if bits == 16 else "QuantizeBlocks"
+        return f"{letter}_codes, {letter}_scale = ai.ryzc.{quantize}<block = {block}> ({letter}_even)"
     outputs = f"{letter}_codes, {letter}_scale, {letter}_zero"
     return f"{outputs} = ai.ryzc.QuantizeGroups<block = {GROUP}> ({letter}_even)"
 
@@ -264,19 +266,24 @@ def _stored(part: str) -> str:
         {part}_out = Transpose<perm = {back}> ({part}_stored)"""
 
 
+def _transform(name: str) -> str:
+    """What queries, keys, values and results go through."""
+    return "ai.ryzc.Hadamard<block = @block>" if KV_FORMATS[name].transformed else "Identity"
+
+
 def _append(name: str) -> str:
-    """As RopeAppend; q comes out transformed."""
+    """As RopeAppend; q comes out transformed where keys are."""
     format_, parts = KV_FORMATS[name], cache(name)
-    # A value of 8 bits has one scale: its block is the head.
+    # A value of 8 or 16 bits has one scale: its block is the head.
     return f"""
     RopeAppend{suffix(name)} <heads, kv_heads, head_dim, interleaved, epsilon, block>
     (qkv, cos, sin, {", ".join(parts)}, page_table, positions, sequences, q_norm, k_norm)
     => (q, {", ".join(f"{part}_out" for part in parts)})
     {{
         {ROTATED}
-        q = ai.ryzc.Hadamard<block = @block> (q_rotated)
-        k_even = ai.ryzc.Hadamard<block = @block> (k)
-        v_even = ai.ryzc.Hadamard<block = @block> (v)
+        q = {_transform(name)} (q_rotated)
+        k_even = {_transform(name)} (k)
+        v_even = {_transform(name)} (v)
         {_quantized("k", format_.key_bits, "@block")}
         {_quantized("v", format_.value_bits, "@head_dim")}
 
@@ -298,18 +305,21 @@ def _named(part: str) -> str:
 
 
 def _signed(letter: str, bits: int) -> str:
-    if bits == 8:
+    if bits >= 8:
         return f"{letter}_signed = Cast<to = 1> ({letter}_pages_all)"
     return f"{letter}_signed = ai.ryzc.Centred ({letter}_pages_all, {letter}_zeros_all)"
 
 
 def _attention(name: str) -> str:
-    """As PagedAttention, over transformed and quantized queries, keys and values.
+    """As PagedAttention, over quantized queries, keys and values, transformed where the format is.
 
     Probabilities times the scales of their values are quantized page by page, for each block of a value that has a
-    scale: 127 is the page's largest.
+    scale: 127 is the page's largest, or 32639 the sum of the page's beside keys and values of 16 bits.
     """
     format_, parts = KV_FORMATS[name], cache(name)
+    rounded, most, together = (
+        ("RoundQueries", 127.0, "ReduceMax") if format_.transformed else ("RoundHeads", 32639.0, "ReduceSum")
+    )
     return f"""
     PagedAttention{suffix(name)} <heads, kv_heads, scale, window, block>
     (q, {", ".join(parts)}, page_table, positions, sequences) => (y)
@@ -329,7 +339,7 @@ def _attention(name: str) -> str:
         {_signed("v", format_.value_bits)}
         k = ai.ryzc.Scaled (k_signed, k_scales_all)
 
-        q_kept = ai.ryzc.RoundQueries<block = @block> (q)
+        q_kept = ai.ryzc.{rounded}<block = @block> (q)
         by_head = Concat<axis = 0> (first1, heads1, rest1)
         q3 = Reshape (q_kept, by_head)
         q_rows = Transpose<perm = [1, 0, 2]> (q3)
@@ -377,14 +387,14 @@ def _attention(name: str) -> str:
         pages1 = Mul (rows1, entries1)
         all_pages = Concat<axis = 0> (kv_heads1, blocks1, rest1, pages1, slots1)
         weights5 = Reshape (weight, all_pages)
-        largest_or_none = ReduceMax<keepdims = 1> (weights5, rest1)
+        together_or_none = {together}<keepdims = 1> (weights5, rest1)
         tiny = Constant<value_float = 7.8886090522101181e-31> ()
-        largest = Max (largest_or_none, tiny)
-        most = Constant<value_float = 127.0> ()
-        inverse = Div (most, largest)
+        together = Max (together_or_none, tiny)
+        most = Constant<value_float = {most}> ()
+        inverse = Div (most, together)
         scaled = Mul (weights5, inverse)
         codes5 = Round (scaled)
-        page_step = Div (largest, most)
+        page_step = Div (together, most)
         kept5 = Mul (codes5, page_step)
         kept_shape = Concat<axis = 0> (kv_heads1, blocks1, rest1, keys1)
         kept = Reshape (kept5, kept_shape)
@@ -403,7 +413,7 @@ def _attention(name: str) -> str:
         token_rows = Transpose<perm = [1, 0, 2]> (head_rows)
         flat_shape = Concat<axis = 0> (tokens1, rest1)
         flat = Reshape (token_rows, flat_shape)
-        y = ai.ryzc.Hadamard<block = @block> (flat)
+        y = {_transform(name)} (flat)
     }}
     """
 

@@ -18,9 +18,10 @@ from llvmlite import ir
 from ryzc.codegen.isa import Isa
 from ryzc.codegen.vector import I32, I64, Function, Value
 from ryzc.errors import UnsupportedError
-from ryzc.kv_formats import GROUP, KV_FORMATS
+from ryzc.kv_formats import GROUP, KV_FORMATS, KVFormat
 from ryzc.templates.kernels.attention_codes import CodeRows
 from ryzc.templates.kernels.attention_float import FloatRows
+from ryzc.templates.kernels.attention_pairs import PairRows
 from ryzc.templates.kernels.attention_rows import LANES, MOST, Rows
 from ryzc.templates.kernels.kernel import Kernel, begin, context_field, mine, require_multiple
 from ryzc.templates.kernels.pages import Pages
@@ -65,7 +66,7 @@ class Attention(Kernel):
         fn = begin(module, symbol, self.operands)
         pages = Pages(fn, fn.args["cache"], self.head_dim, self.page_tokens, self.page_bytes, self.dtype)
         width, heads = _block(self.group)
-        make = CodeRows if KV_FORMATS[self.dtype].coded else FloatRows
+        make = _rows_of(KV_FORMATS[self.dtype])
         together = make(isa, pages, width, heads, self.window)
         alone = make(isa, pages, 1, self.group, self.window)
         apart = make(isa, pages, 1, self.group // 2 if self.group % 2 == 0 else 1, self.window)
@@ -109,6 +110,13 @@ class Attention(Kernel):
 
 
 KERNEL = Attention
+
+
+def _rows_of(format_: KVFormat) -> type[Rows]:
+    """What goes through pages of a format."""
+    if not format_.coded:
+        return FloatRows
+    return CodeRows if format_.transformed else PairRows
 
 
 def _block(group: int) -> tuple[int, int]:

@@ -11,8 +11,9 @@ Source: Milakov and Gimelshein, "Online normalizer calculation for softmax" (201
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 from ryzc.codegen.isa import Isa
 from ryzc.codegen.vector import F32, I16, I32, LINE, Value, vec
@@ -157,23 +158,22 @@ class Rows(ABC):
 
 
 def row_maxima(rows: Sequence[Sequence[Value]]) -> Value:
-    """The largest element of each of up to 16 rows, row ``r``'s in lane ``r``; lanes without a row repeat others.
+    """The largest element of each of up to 16 rows, as :func:`fold_rows`. Where one is a NaN, so may the result be."""
+    return fold_rows(rows, Value.larger)
 
-    Where an element is a NaN, so may the result be.
+
+def fold_rows(rows: Sequence[Sequence[Value]], combine: Callable[[Value, Value], Value]) -> Value:
+    """All elements of each of up to 16 rows combined, row ``r``'s in lane ``r``; lanes without a row repeat others.
+
     Halves of two rows' vectors side by side, then quarters of four, until each lane holds one row.
     """
-    found = []
-    for first, *others in rows:
-        largest = first
-        for other in others:
-            largest = largest.larger(other)
-        found.append(largest)
+    found = [reduce(combine, row) for row in rows]
     part = LANES
     while part > 1:
         half = part // 2
         low = [i for start in range(0, 2 * LANES, part) for i in range(start, start + half)]
         found = [
-            a.shuffle(low, b).larger(a.shuffle([i + half for i in low], b))
+            combine(a.shuffle(low, b), a.shuffle([i + half for i in low], b))
             for a, b in zip(found[::2], [*found[1::2], *found[-1:]], strict=False)
         ]
         part = half

@@ -1,7 +1,11 @@
 """Codes of a head of a query, key or value.
 
 Queries, which nothing keeps: codes in -32258 .. 32258 and a float32 scale for each block; a code is 254 times a
-signed byte and another one, so that products by keys are two integer sums.
+signed byte and another one, so that products by keys are two integer sums. Beside keys of 16 bits they have
+codes as these, and a float32 scale.
+
+16 bits: codes whose norm is :data:`.NORM`, and one bfloat16 scale; element = code * scale. A product of two heads is at
+most that of their norms, so it fits into 32 bits.
 
 8 bits: codes in -127 .. 127 and a bfloat16 scale for each block; element = code * scale.
 
@@ -16,12 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ryzc.codegen.vector import F32, I8, I16, I32, Function, Value, vec
-from ryzc.kv_formats import SCALE_BIAS, SCALE_SHIFT
+from ryzc.kv_formats import NORM, SCALE_BIAS, SCALE_SHIFT
 from ryzc.templates.kernels.activations import TINY
 
 LANES = 16
 QUERY_BASE = 254
 QUERY_TOP = 127 * QUERY_BASE
+NORM_TINY = 2.0**-50
+"""Heads whose norm is below this count as zero: their squares would not be normal numbers."""
 _CODES = 15
 _LAST_SCALE = 255
 
@@ -38,6 +44,22 @@ def query_codes(fn: Function, x: Value, head_dim: int, block: int) -> tuple[list
     return codes, scales
 
 
+def wide_codes(fn: Function, x: Value, head_dim: int, *, kept: bool) -> tuple[list[Value], Value]:
+    """16-bit codes of ``float32 [head_dim]``, int32 in vectors of 16, and their scale, a bfloat16 where that is kept."""
+    vectors = [fn.load(vec(F32, LANES), x, 4 * d, align=4) for d in range(0, head_dim, LANES)]
+    squares = vectors[0] * vectors[0]
+    for vector in vectors[1:]:
+        squares = fn.fma(vector, vector, squares)
+    norm = squares.sum().sqrt()
+    none, zero = norm.compare("<", NORM_TINY), fn.const(F32, 0.0)  # a NaN is not nothing, and stays one
+    scale = norm / float(NORM)
+    if kept:
+        scale = _bfloat16(scale)
+    inverse = fn.const(F32, 1.0) / scale if kept else fn.const(F32, float(NORM)) / norm
+    codes = [(vector * none.select(zero, inverse).splat(LANES)).nearest() for vector in vectors]
+    return codes, none.select(zero, scale)
+
+
 def two_bytes(codes: Value) -> tuple[Value, Value]:
     """What of a query's codes counts 254, and the rest; both in -127 .. 127."""
     high = (codes.to_float() * (1 / QUERY_BASE)).rint().to_int(I32)
@@ -49,7 +71,7 @@ def _block(fn: Function, x: Value, first: int, block: int) -> tuple[list[Value],
     vectors = [fn.load(vec(F32, LANES), x, 4 * d, align=4) for d in range(first, first + block, LANES)]
     largest = vectors[0].abs()
     for vector in vectors[1:]:
-        largest = largest.maximum(vector.abs())
+        largest = largest.larger(vector.abs())
     return vectors, largest.max()
 
 

@@ -2,8 +2,8 @@
 
 Optionally each head of q and k is first RMS-normed. Rotation turns pairs ``(a, b)`` by the position's
 angles: ``(a cos - b sin, b cos + a sin)``; pairs are neighbours (``interleaved``) or lie half a head
-apart. For a cache of codes queries, keys and values then go through the Hadamard transform, and keys and values
-are quantized. Source: Su et al., "RoFormer" (2021).
+apart. For a cache of codes keys and values are quantized, after queries, keys and values went through the Hadamard
+transform where codes have few bits. Source: Su et al., "RoFormer" (2021).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy.typing as npt
 from llvmlite import ir
 
 from ryzc.codegen.isa import Isa
-from ryzc.codegen.vector import F32, I8, I32, I64, Function, Value, vec
+from ryzc.codegen.vector import F32, I8, I16, I32, I64, Function, Value, vec
 from ryzc.kv_formats import GROUP, KV_FORMATS
 from ryzc.templates.kernels import rms
 from ryzc.templates.kernels.hadamard import hadamard
-from ryzc.templates.kernels.head_codes import byte_codes, nibble_codes, store_bfloat16
+from ryzc.templates.kernels.head_codes import byte_codes, nibble_codes, store_bfloat16, wide_codes
 from ryzc.templates.kernels.kernel import Kernel, begin, context_field, require_multiple, share
 from ryzc.templates.kernels.pages import Pages
 
@@ -64,7 +64,7 @@ class RopeAppend(Kernel):
         head_bytes, group = 4 * self.head_dim, self.heads // self.kv_heads
         row_heads = self.heads + 2 * self.kv_heads
         pages = Pages(fn, fn.args["cache"], self.head_dim, self.page_tokens, self.page_bytes, self.dtype)
-        coded = KV_FORMATS[self.dtype].coded
+        format_ = KV_FORMATS[self.dtype]
         scratch = fn.stack(F32, self.head_dim)
         start, stop = share(fn, context_field(fn, "token_count") * self.kv_heads)
         with fn.loop(start, stop) as items:
@@ -75,12 +75,14 @@ class RopeAppend(Kernel):
                 head = kv_head * group + heads.index
                 out = fn.at(fn.args["q"], (token * self.heads + head) * head_bytes)
                 self._rotate(fn, fn.at(qkv, head * head_bytes), "q_weight", angles, out)
-                if coded:
+                if format_.transformed:
                     hadamard(fn, out, self.head_dim, pages.block)
             self._rotate(fn, fn.at(qkv, (kv_head + self.heads) * head_bytes), "k_weight", angles, scratch)
             keys, slot = self._place(fn, pages, token, kv_head)
             v = fn.at(qkv, (kv_head + (self.heads + self.kv_heads)) * head_bytes)
-            store = self._store_codes if coded else self._store_floats
+            store = self._store_codes if format_.transformed else self._store_pairs
+            if not format_.coded:
+                store = self._store_floats
             store(pages, scratch, v, keys, slot)
         fn.finish()
 
@@ -93,6 +95,24 @@ class RopeAppend(Kernel):
         values = fn.at(keys, pages.key_region, slot * (self.head_dim * pages.size))
         with fn.loop(0, self.head_dim, LANES) as d:
             pages.store(fn.load(vec(F32, LANES), v, d.index << 2, align=4), values, d.index * pages.size)
+
+    def _store_pairs(self, pages: Pages, k: Value, v: Value, keys: Value, slot: Value) -> None:
+        """Quantize a head's key and value, ``float32 [D]``, to codes of 16 bits, and store them in a slot."""
+        fn = pages.fn
+        codes, scale = wide_codes(fn, k, self.head_dim, kept=True)
+        for i, vector in enumerate(codes):
+            pairs = vector.to_int(I16).bits(vec(I32, LANES // 2))
+            for p in range(LANES // 2):
+                fn.store(pairs.lane(p), keys, slot << 2, (LANES // 2 * i + p) * 4 * self.page_tokens, align=4)
+        store_bfloat16(scale, pages.key_scales(keys), slot << 1)
+        codes, scale = wide_codes(fn, v, self.head_dim, kept=True)
+        values = fn.at(keys, pages.key_region)
+        place = fn.at(values, (slot >> 1) * (4 * self.head_dim), (slot & 1) << 1)
+        for i, vector in enumerate(codes):
+            narrow = vector.to_int(I16)
+            for d in range(LANES):  # two tokens share a pair, and another thread may write its other half
+                fn.store(narrow.lane(d), place, 4 * (LANES * i + d), align=2)
+        store_bfloat16(scale, pages.value_scales(values), slot << 1)
 
     def _store_codes(self, pages: Pages, k: Value, v: Value, keys: Value, slot: Value) -> None:
         """Transform, quantize and store a head's key (in memory that may change) and value in a slot."""
