@@ -20,7 +20,7 @@ from ryzc import targets as target_table
 from ryzc.bundle import tuning
 from ryzc.errors import QualityError, UsageError
 from ryzc.formats import trits
-from ryzc.kv_formats import KV_FORMATS
+from ryzc.kv_formats import KV_FORMATS, USUAL
 from ryzc.lower import Lowered, layouts, lower, shared_object, tuner
 from ryzc.lower.weights import Produce
 from ryzc.passes import pipeline, quantize_weights
@@ -74,8 +74,8 @@ def build(
         targets: names of targets, see ``ryzc targets``; ``native`` is this CPU.
         activations: ``int8`` (blocks of 32) or ``f32``, which is exact and slow.
         tune: measure on this CPU which method each kernel takes, for some seconds; changes speed, no bits.
-        kv: how keys and values are kept, see :mod:`ryzc.kv_formats`; by default ``f16``, or ``f32`` beside activations
-            of f32. What keeps them as codes is tried first: see :mod:`ryzc.runtime.kv_quality`.
+        kv: how keys and values are kept, see :mod:`ryzc.kv_formats`; by default ``int16``, or ``f32`` beside f32
+            activations. What keeps them in fewer bits is tried first: see :mod:`ryzc.runtime.kv_quality`.
         ternary: layout of ternary weights, see :mod:`ryzc.formats.trits`; by default what is faster on this CPU where
             the build is tuned, else ``planes``.
         quant: round the linear layers to ``ternary`` or ``ternary2`` (one or two ternary digits a weight), see
@@ -187,7 +187,7 @@ def plan(
     semantic = models.load(checkpoint)
     if observer is not None:
         observer("model", semantic.ir_model)
-    kv_dtype = kv or ("f16" if activations == "int8" else "f32")
+    kv_dtype = kv or (USUAL if activations == "int8" else "f32")
     reports = pipeline.run(
         semantic.ir_model, activations=activations, kv_dtype=kv_dtype, weights=weights, observer=observer
     )

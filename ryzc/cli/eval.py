@@ -149,7 +149,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
                 row["format"],
                 _terminal.size(row["bytes_per_token"]),
                 f"{row['perplexity']:.4f}",
-                f"{row['cost']:+.3%} ± {row['error']:.3%}" if row["bound"] else "",
+                f"{row['cost']:+.3%} ± {row['error']:.3%}" if row["format"] != REFERENCED[0] else "",
                 f"{row['bound']:.1%}" if row["bound"] else "",
                 "takes it" if row["built"] else "refuses it",
             ]

@@ -30,7 +30,7 @@ from ryzc.graph.nodes import (
     replace,
 )
 from ryzc.graph.ops.paged_codes import cache, suffix
-from ryzc.kv_formats import GROUP, KV_FORMATS, KVFormat, block
+from ryzc.kv_formats import GROUP, KV_FORMATS, USUAL, KVFormat, block
 from ryzc.passes.pass_ import Pass, Report
 
 _FLOATS = {32: ir.DataType.FLOAT, 16: ir.DataType.FLOAT16}
@@ -70,7 +70,7 @@ class KVLayout(Pass):
     requires = ("qkv",)
     ensures = ("paged",)
 
-    def __init__(self, *, page_tokens: int = 32, dtype: str = "f16") -> None:
+    def __init__(self, *, page_tokens: int = 32, dtype: str = USUAL) -> None:
         if page_tokens < 1:
             raise UsageError(f"a page of {page_tokens} tokens makes no sense")
         if dtype not in KV_FORMATS:

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import onnx_ir as ir
 
 from ryzc.errors import UsageError
+from ryzc.kv_formats import USUAL
 from ryzc.passes.choose_formats import ChooseFormats
 from ryzc.passes.dead_code import DeadCode
 from ryzc.passes.embedding import Embedding
@@ -29,7 +30,7 @@ ACTIVATIONS = ("int8", "f32")
 
 
 def passes(
-    *, activations: str = "int8", kv_dtype: str = "f16", page_tokens: int = 32, weights: Asked | None = None
+    *, activations: str = "int8", kv_dtype: str = USUAL, page_tokens: int = 32, weights: Asked | None = None
 ) -> tuple[Pass, ...]:
     """The default pipeline.
 
@@ -67,7 +68,7 @@ def run(
     model: ir.Model,
     *,
     activations: str = "int8",
-    kv_dtype: str = "f16",
+    kv_dtype: str = USUAL,
     page_tokens: int = 32,
     weights: Asked | None = None,
     observer: Observer | None = None,

@@ -54,7 +54,7 @@ def test_the_table(smollm2: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["inspect", str(smollm2), "--memory", "-c", "64"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "memory of a process whose context of 64 tokens is full"
-    formats = lines.index("keys and values by --kv; this bundle has f16")
+    formats = lines.index("keys and values by --kv; this bundle has int16")
     rows = {line[2:24].strip(): line.split()[-2:] for line in lines[2:formats]}
     assert list(rows) == [
         "weights",
@@ -68,7 +68,7 @@ def test_the_table(smollm2: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert rows["keys and values"] == ["1.5", "MB"]
     by_format = {line.split()[0]: line.split()[1:] for line in lines[formats + 2 :]}
-    assert list(by_format) == ["f32", "f16", "int8", "int8-int4", "int4"]
+    assert list(by_format) == ["f32", "f16", "int16", "int8", "int8-int4", "int4"]
     assert by_format["f16"] == ["23.0", "kB", "1.5", "MB", "755.0", "MB"]
     assert by_format["int4"] == ["7.2", "kB", "460.8", "kB", "235.9", "MB"]
 

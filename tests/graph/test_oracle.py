@@ -83,13 +83,13 @@ def test_summary() -> None:
     assert "MatMul(blk.0.attn_norm, blk.0.attn_q.columns)" in text.summary(model)
     pipeline.run(model)
     shown = text.summary(model, layer=1)
-    assert "k_pages.1 f16[pages, 2, 16, 32]" in shown
+    assert "k_pages.1 i16[pages, 2, 16, 32]" in shown
     assert "k_pages.0" not in shown
     assert "blk.1.attn_qkv f32[T, 128] = Linear(" in shown
     assert "blk.0.attn_qkv" not in shown
     assert "logits f32[R, 40] = Linear(" in shown
     assert "blk.2." in text.summary(model, layer=None)
-    assert text.counts(model)["RopeAppend"] == 3
+    assert text.counts(model)["RopeAppendInt16"] == 3
 
 
 def test_helpers_name_what_is_wrong() -> None:

@@ -22,6 +22,7 @@ from ryzc import models, targets
 from ryzc.compiler import plan as plan_of
 from ryzc.errors import ContextError, UsageError
 from ryzc.graph.oracle import PagedOracle, logits
+from ryzc.kv_formats import USUAL
 from ryzc.passes import pipeline
 from ryzc.runtime.step import CompiledModel
 from ryzc.sources.checkpoint import Checkpoint
@@ -126,7 +127,7 @@ FOUR_BITS = {"llama-k": "int4", "gemma3-k": "int8-int4"}
 @pytest.fixture(scope="module")
 def bundles(compiled: Bundles) -> dict[str, Path]:
     """A bundle of each instruction set."""
-    return compiled("f16")
+    return compiled(USUAL)
 
 
 @pytest.fixture(scope="module", params=runnable_targets())
@@ -134,10 +135,10 @@ def int8_bundle(request: pytest.FixtureRequest, bundles: dict[str, Path]) -> Pat
     return bundles[request.param]
 
 
-@pytest.fixture(scope="module", params=["f16", "int8", "4 bits"])
+@pytest.fixture(scope="module", params=[USUAL, "f16", "int8", "4 bits"])
 def any_bundle(request: pytest.FixtureRequest, name: str, compiled: Bundles, int8_bundle: Path) -> Path:
     """A bundle of each instruction set, with each kind of cache."""
-    kv = FOUR_BITS.get(name, "f16") if request.param == "4 bits" else request.param
+    kv = FOUR_BITS.get(name, USUAL) if request.param == "4 bits" else request.param
     if request.param == "4 bits" and name not in FOUR_BITS:
         pytest.skip("not for this model")
     return compiled(kv)[int8_bundle.stem]
@@ -177,7 +178,7 @@ def test_int8_activations_follow_the_final_graph(checkpoint: Checkpoint, int8_bu
         found = _feed(model, tokens, [len(tokens)])
     # Both round activations to the same codes until float32 rounding tips a tie; from there on they are two
     # roundings of one model, as far apart as each is from float activations. Without rounded activations
-    # only the halves of the cache (2**-11) are left. The first token has met almost no ties yet.
+    # only the rounded keys and values (2**-11) are left. The first token has met almost no ties yet.
     cost = _relative(expected, logits(models.load(checkpoint).ir_model, tokens.tolist()))
     assert _relative(found, expected) <= cost + 2**-11
     assert _relative(found[:1], expected[:1]) <= 0.2 * cost + 2**-11

@@ -192,8 +192,8 @@ def test_figures_and_counts_of_a_llama() -> None:
         "LinearResidual": 6,
         "Linear": 4,
         "Concat": 3,
-        "RopeAppend": 3,
-        "PagedAttention": 3,
+        "RopeAppendInt16": 3,
+        "PagedAttentionInt16": 3,
         "LinearGated": 3,
         "RopeAngles": 1,
         "Embedding": 1,
@@ -207,7 +207,7 @@ def test_gemma3_norms_after_blocks_join_the_residual() -> None:
     model = models.load(gemma3(layers=6)).ir_model
     figures = {report.name: report.figures for report in pipeline.run(model, activations="f32")}
     assert figures["fuse_residual"] == {"linear_layers": 0, "norms": 12}
-    windows = [nodes.integer(n, "window") for n in nodes.nodes(model.graph, "PagedAttention")]
+    windows = [nodes.integer(n, "window") for n in nodes.nodes(model.graph, "PagedAttentionInt16")]
     assert windows == [5, 5, 5, 5, 5, 0]
     embedding = next(nodes.nodes(model.graph, "Embedding"))
     assert nodes.real(embedding, "scale") == 8.0

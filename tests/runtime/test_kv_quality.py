@@ -124,10 +124,10 @@ def test_eval_kv_compares_all_formats(source: Path, capsys: pytest.CaptureFixtur
     assert cli.main([*arguments, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     rows = {row["format"]: row for row in report["formats"]}
-    assert list(rows) == ["f16", "int8", "int8-int4", "int4"]
-    sizes = [row["bytes_per_token"] for row in rows.values()]
+    assert list(rows) == ["f16", "int16", "int8", "int8-int4", "int4"]
+    sizes = [row["bytes_per_token"] for name, row in rows.items() if name != "f16"]
     assert sizes == sorted(sizes, reverse=True)
     assert rows["f16"]["cost"] == 0
     assert all(abs(row["cost"]) < 0.1 for row in rows.values())
     assert cli.main(arguments) == 0
-    assert capsys.readouterr().out.count("\n") == 6
+    assert capsys.readouterr().out.count("\n") == 7

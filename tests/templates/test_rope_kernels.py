@@ -181,7 +181,7 @@ def code_bound(codes: Codes, bits: int) -> Array:
 
 
 def check_scales(codes: Codes, bits: int) -> None:
-    """Scales are as small as may be: in every block some element uses the last codes, or they have the norm they may."""
+    """Scales are as small as may be: in every block an element uses the last codes, or they have all norm they may."""
     parts = codes.signed.reshape(*codes.scale.shape, -1)
     if bits == 16:
         norms, rounding = np.linalg.norm(parts, axis=-1), np.sqrt(parts.shape[-1]) / 2

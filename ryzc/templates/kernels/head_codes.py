@@ -45,7 +45,7 @@ def query_codes(fn: Function, x: Value, head_dim: int, block: int) -> tuple[list
 
 
 def wide_codes(fn: Function, x: Value, head_dim: int, *, kept: bool) -> tuple[list[Value], Value]:
-    """16-bit codes of ``float32 [head_dim]``, int32 in vectors of 16, and their scale, a bfloat16 where that is kept."""
+    """16-bit codes of ``float32 [head_dim]``, int32 in vectors of 16, and their scale: bfloat16 where it is kept."""
     vectors = [fn.load(vec(F32, LANES), x, 4 * d, align=4) for d in range(0, head_dim, LANES)]
     squares = vectors[0] * vectors[0]
     for vector in vectors[1:]:
