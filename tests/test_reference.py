@@ -31,6 +31,7 @@ from ryzc.runtime import perplexity
 from ryzc.runtime.model import Model
 
 KL_MEAN, KL_MAX, TOP1 = 5e-3, 5e-2, 0.94
+KV_MEAN = 1e-6
 NOISE = 4.0
 FLOAT32 = 1e-5
 """How far a logit may be from transformers', as a share of the largest one of the text; about 2e-6 is usual."""
@@ -170,6 +171,16 @@ def with_epsilon(source: Path, place: Path, factor: float) -> Path:
     struct.pack_into("<f", data, at, epsilon * factor)
     place.write_bytes(data)
     return place
+
+
+@pytest.mark.parametrize("kv", ["f16", "int16"])
+def test_what_rounded_keys_and_values_cost(case: Case, kv: str, tmp_path: Path) -> None:
+    """Alone, with activations that are not rounded: a thousandth of what those cost."""
+    bundle = ryzc.build(case.source, tmp_path / "kv.ryzc", activations="f32", kv=kv)
+    with ryzc.load(bundle, context=CONTEXT, threads=1) as model:
+        kl, agrees = divergences(model, case.reference)
+    assert kl.mean() <= KV_MEAN
+    assert agrees >= 0.995
 
 
 def test_perplexity(case: Case) -> None:
