@@ -169,16 +169,18 @@ def test_float_activations_equal_the_oracle(checkpoint: Checkpoint, exact: Compi
     assert np.array_equal(found.argmax(1)[clear], expected.argmax(1)[clear])
 
 
-def test_int8_activations_follow_the_final_graph(checkpoint: Checkpoint, int8_bundle: Path) -> None:
+@pytest.mark.parametrize("target", runnable_targets())
+def test_int8_activations_follow_the_final_graph(checkpoint: Checkpoint, compiled: Bundles, target: str) -> None:
+    """With keys and values of float16, which round both to the same numbers."""
     semantic = models.load(checkpoint).ir_model
-    pipeline.run(semantic)
-    with _open(int8_bundle) as model:
+    pipeline.run(semantic, kv_dtype="f16")
+    with _open(compiled("f16")[target]) as model:
         tokens = _tokens(model.vocab_size)
         expected = PagedOracle(semantic).prompt(tokens.tolist())
         found = _feed(model, tokens, [len(tokens)])
     # Both round activations to the same codes until float32 rounding tips a tie; from there on they are two
     # roundings of one model, as far apart as each is from float activations. Without rounded activations
-    # only the rounded keys and values (2**-11) are left. The first token has met almost no ties yet.
+    # only the halves of the cache (2**-11) are left. The first token has met almost no ties yet.
     cost = _relative(expected, logits(models.load(checkpoint).ir_model, tokens.tolist()))
     assert _relative(found, expected) <= cost + 2**-11
     assert _relative(found[:1], expected[:1]) <= 0.2 * cost + 2**-11
@@ -188,7 +190,7 @@ def test_a_cache_of_codes_follows_the_final_graph(name: str, checkpoint: Checkpo
     """Codes tip over between oracle and kernels as those of activations do, so the bounds are alike."""
     tokens = _tokens(next(iter(checkpoint.tensors.values())).shape[0])
     exact = logits(models.load(checkpoint).ir_model, tokens.tolist())
-    for kv in ("int8", *([FOUR_BITS[name]] if name in FOUR_BITS else [])):
+    for kv in (USUAL, "int8", *([FOUR_BITS[name]] if name in FOUR_BITS else [])):
         semantic = models.load(checkpoint).ir_model
         pipeline.run(semantic, kv_dtype=kv)
         expected = PagedOracle(semantic).prompt(tokens.tolist())

@@ -237,6 +237,24 @@ def test_a_long_context(target: str, dtype: str) -> None:
 
 
 @for_every_isa
+@pytest.mark.parametrize("dtype", ["f32", "f16", "int16"])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_a_value_that_is_no_number_is_not_lost(target: str, dtype: str, wrong: float) -> None:
+    """Where floats would give an infinity there may stand no number at all, but nothing that looks like a result."""
+    rng = np.random.default_rng(8)
+    shape = Shape(3, 1, 64, dtype, group=3)
+    cache = filled(shape, 1, 70, rng)
+    where, v = np.array([40]), rng.normal(size=(1, 1, 64))
+    v[0, 0, 5] = wrong
+    with np.errstate(invalid="ignore"):
+        cache.write(np.array([0]), where, rng.normal(size=(1, 1, 64)), v)
+    q = rng.normal(size=(2, 3, 64)).astype(np.float32)
+    found = attend(target, shape, cache, q, np.zeros(2, np.int64), np.array([39, 60]))
+    assert np.isfinite(found[0]).all()
+    assert not np.isfinite(found[1, :, 5]).any()
+
+
+@for_every_isa
 @examples
 @given(st.sampled_from(SHAPES), st.integers(1, 100), seeds)
 def test_what_a_query_may_not_see_changes_nothing(target: str, shape: Shape, context: int, seed: int) -> None:

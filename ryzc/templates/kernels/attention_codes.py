@@ -30,7 +30,7 @@ from ryzc.codegen.vector import F32, I8, I32, LINE, Value, vec
 from ryzc.templates.kernels.activations import TINY
 from ryzc.templates.kernels.attention_rows import (
     LANES,
-    LOWEST,
+    LEAST,
     VECTOR,
     VECTOR_BYTES,
     Rows,
@@ -49,14 +49,11 @@ from ryzc.templates.kernels.head_codes import (
     unpacked,
 )
 from ryzc.templates.kernels.pages import Pages
-from ryzc.templates.kernels.scalar_math import exp2
 
 QUAD = 4
 LARGEST = 127
 _ROUND = 1.5 * 2.0**23
 """Added to a small number, it leaves the nearest integer in the lowest bits."""
-_LEAST = -64.0
-"""Chances are at least 2 to this power: times a scale they stay normal numbers, with which CPUs are fast."""
 _TOP = {8: 255, 4: 30}
 """The largest code of a key, by its bits."""
 
@@ -141,22 +138,12 @@ class CodeRows(Rows):
             self._score(turn.next_keys, turn.later_keys, there)
         values = fn.at(turn.keys, pages.key_region)
         visible = [self.visible(slot + token) for token in range(self.tokens)]
-        scores = [
-            [mask.select(score, LOWEST) for mask, score in zip(visible[row // self.group], found, strict=True)]
-            for row, found in enumerate(self._page_of(here))
-        ]
-        new = best.larger(row_maxima(scores))
-        fn.store(new, self.best, align=64)
-        self.rescale(exp2(fn, best - new))
+        scores = self.masked(self._page_of(here), visible)
+        new = self.rise(best, scores)
         for row, found in enumerate(scores):
             self._ask(turn.later_keys, 1, fn.i64(row), self.count)
-            highest = self.of_row(self.best, row)
-            total = fn.load(VECTOR, self.totals, row * VECTOR_BYTES, align=64)
-            for v, (mask, score) in enumerate(zip(visible[row // self.group], found, strict=True)):
-                chance = mask.select(exp2(fn, score - highest, _LEAST), 0.0)
-                total = total + chance
+            for v, chance in enumerate(self.chances(row, found, visible, LEAST)):
                 fn.store(chance, here, row * 4 * pages.page_tokens + v * VECTOR_BYTES, align=64)
-            fn.store(total, self.totals, row * VECTOR_BYTES, align=64)
         self._quantize(values, visible, here)
         add = self._add_bytes if pages.value_bits == 8 else self._add_nibbles
         add(values, turn.later_keys)

@@ -16,9 +16,8 @@ import math
 
 from ryzc.codegen.isa import Isa
 from ryzc.codegen.vector import F32, Value
-from ryzc.templates.kernels.attention_rows import LANES, LOWEST, VECTOR, VECTOR_BYTES, Rows, Turn, row_maxima, tile
+from ryzc.templates.kernels.attention_rows import LANES, VECTOR, VECTOR_BYTES, Rows, Turn, tile
 from ryzc.templates.kernels.pages import Pages
-from ryzc.templates.kernels.scalar_math import exp2
 
 
 class FloatRows(Rows):
@@ -26,9 +25,9 @@ class FloatRows(Rows):
 
     def __init__(self, isa: Isa, pages: Pages, tokens: int, group: int, window: int) -> None:
         super().__init__(isa, pages, tokens, group, window)
-        self.chance_bytes = 4 * pages.page_tokens
+        self.weight_bytes = 4 * pages.page_tokens
         self.queries = self.fn.stack(F32, self.count * pages.head_dim)
-        self.chances = self.fn.stack(F32, self.count * pages.page_tokens)
+        self.weights = self.fn.stack(F32, self.count * pages.page_tokens)
 
     def read(self, q: Value, stride: int, scale: float) -> None:
         fn = self.fn
@@ -42,21 +41,11 @@ class FloatRows(Rows):
         fn, keys, next_keys = self.fn, turn.keys, turn.next_keys
         scores = self._scores(keys, next_keys)
         visible = [self.visible(slot + token) for token in range(self.tokens)]
-        for row in range(self.count):
-            seen = visible[row // self.group]
-            scores[row] = [m.select(s, LOWEST) for m, s in zip(seen, scores[row], strict=True)]
-        new = best.larger(row_maxima(scores))
-        fn.store(new, self.best, align=64)
-        self.rescale(exp2(fn, best - new))
-        for row in range(self.count):
-            seen = visible[row // self.group]
-            highest = self.of_row(self.best, row)
-            total = fn.load(VECTOR, self.totals, row * VECTOR_BYTES, align=64)
-            for v, (mask, score) in enumerate(zip(seen, scores[row], strict=True)):
-                chance = mask.select(exp2(fn, score - highest), 0.0)
-                total = total + chance
-                fn.store(chance, self.chances, row * self.chance_bytes + v * VECTOR_BYTES, align=64)
-            fn.store(total, self.totals, row * VECTOR_BYTES, align=64)
+        scores = self.masked(scores, visible)
+        new = self.rise(best, scores)
+        for row, found in enumerate(scores):
+            for v, chance in enumerate(self.chances(row, found, visible)):
+                fn.store(chance, self.weights, row * self.weight_bytes + v * VECTOR_BYTES, align=64)
         self._values(slot, keys, next_keys)
         return new
 
@@ -125,7 +114,7 @@ class FloatRows(Rows):
         height, width = tile(self.isa, count, pages.head_dim // LANES)
         row_bytes = pages.head_dim * pages.size
         first_sums = fn.at(self.sums, token * (self.group * self.head_bytes))
-        first_chances = fn.at(self.chances, token * (self.group * self.chance_bytes))
+        first_chances = fn.at(self.weights, token * (self.group * self.weight_bytes))
         for row in range(0, count, height):
             rows = range(row, min(row + height, count))
             with fn.loop(0, pages.head_dim, width * LANES) as d:
@@ -142,7 +131,7 @@ class FloatRows(Rows):
                     slot.values = []
                     for r in rows:
                         for chance_at, value in zip(chances, v, strict=True):
-                            chance = fn.load(F32, chance_at, r * self.chance_bytes, align=4).splat(LANES)
+                            chance = fn.load(F32, chance_at, r * self.weight_bytes, align=4).splat(LANES)
                             slot.values.append(fn.fma(chance, value, next(before)))
                 for cell, result in zip(cells, slot.results, strict=True):
                     fn.store(result, first_sums, d.index << 2, cell, align=64)

@@ -27,21 +27,16 @@ from ryzc.kv_formats import NORM
 from ryzc.templates.kernels.activations import TINY
 from ryzc.templates.kernels.attention_rows import (
     LANES,
-    LOWEST,
+    LEAST,
     VECTOR,
     VECTOR_BYTES,
     Rows,
     Turn,
     fold_rows,
-    row_maxima,
     tile,
 )
 from ryzc.templates.kernels.head_codes import load_bfloat16, wide_codes
 from ryzc.templates.kernels.pages import Pages
-from ryzc.templates.kernels.scalar_math import exp2
-
-_LEAST = -64.0
-"""Chances are at least 2 to this power: times a scale they stay normal numbers, with which CPUs are fast."""
 
 
 class PairRows(Rows):
@@ -72,13 +67,8 @@ class PairRows(Rows):
         fn, pages = self.fn, self.pages
         values, next_values = (fn.at(keys, pages.key_region) for keys in (turn.keys, turn.next_keys))
         visible = [self.visible(slot + token) for token in range(self.tokens)]
-        scores = [
-            [mask.select(score, LOWEST) for mask, score in zip(visible[row // self.group], found, strict=True)]
-            for row, found in enumerate(self._scores(turn.keys, turn.next_keys))
-        ]
-        new = best.larger(row_maxima(scores))
-        fn.store(new, self.best, align=64)
-        self.rescale(exp2(fn, best - new))
+        scores = self.masked(self._scores(turn.keys, turn.next_keys), visible)
+        new = self.rise(best, scores)
         self._quantize(self._weights(scores, visible, values))
         self._add(values, next_values)
         return new
@@ -123,20 +113,14 @@ class PairRows(Rows):
         steps = [load_bfloat16(fn, scales, 2 * slot) for slot in range(0, pages.page_tokens, LANES)]
         seen_steps = [[mask.select(step, 0.0) for mask, step in zip(seen, steps, strict=True)] for seen in visible]
         for row, found in enumerate(scores):
-            token, highest = row // self.group, self.of_row(self.best, row)
-            chances = [
-                mask.select(exp2(fn, score - highest, _LEAST), 0.0)
-                for mask, score in zip(visible[token], found, strict=True)
-            ]
-            total = sum(chances, fn.load(VECTOR, self.totals, row * VECTOR_BYTES, align=64))
-            fn.store(total, self.totals, row * VECTOR_BYTES, align=64)
-            weights.append([chance * step for chance, step in zip(chances, seen_steps[token], strict=True)])
+            chances = self.chances(row, found, visible, LEAST)
+            weights.append([chance * step for chance, step in zip(chances, seen_steps[row // self.group], strict=True)])
         return weights
 
     def _quantize(self, weights: list[list[Value]]) -> None:
         """Codes of a page's weights, and the step between a row's codes."""
         fn = self.fn
-        together = fold_rows(weights, Value.__add__).larger(fn.const(VECTOR, TINY))
+        together = fn.const(VECTOR, TINY).larger(fold_rows(weights, Value.__add__))  # a NaN stays one
         fn.store(fn.const(VECTOR, float(NORM)) / together, self.inverses, align=64)
         fn.store(together * (1 / NORM), self.steps, align=64)
         for row, found in enumerate(weights):

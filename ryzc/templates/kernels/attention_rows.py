@@ -11,13 +11,14 @@ Source: Milakov and Gimelshein, "Online normalizer calculation for softmax" (201
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
 from ryzc.codegen.isa import Isa
 from ryzc.codegen.vector import F32, I16, I32, LINE, Value, vec
 from ryzc.templates.kernels.pages import Pages
+from ryzc.templates.kernels.scalar_math import exp2
 
 LANES = 16
 VECTOR = vec(F32, LANES)
@@ -26,6 +27,9 @@ MOST = 12
 """Rows that go through a page together: with two vectors of keys or values each their sums fill the registers."""
 LOWEST = -1e30
 """Below any score, and finite: the first page's rescaling must not be infinity minus infinity."""
+LEAST = -64.0
+"""Where chances are multiplied by scales they are at least 2 to this power, so that the products stay normal numbers,
+with which CPUs are fast."""
 
 
 def tile(isa: Isa, rows: int, vectors: int) -> tuple[int, int]:
@@ -125,6 +129,32 @@ class Rows(ABC):
             mask = back.compare(">=", 0)
             masks.append(mask & back.compare("<", self.window) if self.window else mask)
         return masks
+
+    def masked(self, scores: Sequence[Sequence[Value]], visible: Sequence[Sequence[Value]]) -> list[list[Value]]:
+        """Scores ``[row][vector of keys]``, those that a row's token does not see below all others."""
+        return [
+            [mask.select(score, LOWEST) for mask, score in zip(visible[row // self.group], found, strict=True)]
+            for row, found in enumerate(scores)
+        ]
+
+    def rise(self, best: Value, scores: Sequence[Sequence[Value]]) -> Value:
+        """The largest scores so far, with those of a page; what was summed is rescaled to them."""
+        new = best.larger(row_maxima(scores))
+        self.fn.store(new, self.best, align=64)
+        self.rescale(exp2(self.fn, best - new))
+        return new
+
+    def chances(
+        self, row: int, scores: Sequence[Value], visible: Sequence[Sequence[Value]], least: float = -125.0
+    ) -> Iterator[Value]:
+        """What a row's scores of a page count, vector by vector; at the end its total has them."""
+        fn, highest = self.fn, self.of_row(self.best, row)
+        total = fn.load(VECTOR, self.totals, row * VECTOR_BYTES, align=64)
+        for mask, score in zip(visible[row // self.group], scores, strict=True):
+            chance = mask.select(exp2(fn, score - highest, least), 0.0)
+            total = total + chance
+            yield chance
+        fn.store(total, self.totals, row * VECTOR_BYTES, align=64)
 
     def start(self) -> None:
         """Set all sums to zero."""
