@@ -113,10 +113,10 @@ class KVSpec:
 
     Codes of 8 and 4 bits went through a Hadamard transform of blocks before. Keys of 8 bits are the bytes
     ``code + 128`` in ``[head_dim / 4, page_tokens, 4]``, then their scales ``[head_dim / block, page_tokens]``;
-    values of 8 bits are signed codes in ``[page_tokens / 4, head_dim, 4]``, then their scales ``[page_tokens]``. Codes of 4
-    bits lie so too, two to a byte: element ``i`` of 32 in the low half, ``i + 16`` in the high half. After them
-    come, as bytes, scales ``[head_dim / 16, page_tokens]``, and zero points: those of keys lie as scales do, those
-    of values in ``[page_tokens / 4, head_dim / 16, 4]``.
+    values of 8 bits are signed codes in ``[page_tokens / 4, head_dim, 4]``, then their scales ``[page_tokens]``.
+    Codes of 4 bits lie so too, two to a byte: element ``i`` of 32 in the low half, ``i + 16`` in the high half.
+    After them come, as bytes, scales ``[head_dim / 16, page_tokens]``, and zero points: those of keys lie as
+    scales do, those of values in ``[page_tokens / 4, head_dim / 16, 4]``.
 
     Attributes:
         dtype: a name of :data:`ryzc.kv_formats.KV_FORMATS`.
