@@ -73,7 +73,8 @@ def test_attention_is_counted_pair_by_pair(gemma: Plan) -> None:
             for key in range(first + count)
             if not window or any(query - key < window for query in range(max(first, key), first + count))
         )
-        assert bench.kv_bytes(gemma.kv, first, count) == keys * 2 * 16 * 2  # keys and values, head_dim, f16
+        # keys and values of head_dim 16-bit codes, and a scale of two bytes beside either
+        assert bench.kv_bytes(gemma.kv, first, count) == keys * 2 * (16 * 2 + 2)
 
 
 def test_a_step_reads_weights_once(gemma: Plan) -> None:
