@@ -155,7 +155,8 @@ def test_pages_of_codes_hold_nearly_what_float_pages_hold(
     for letter, rows in (("k", k32[page, :, :, slot]), ("v", v32[page, :, slot])):
         x = even(rows.reshape(tokens, hk * d)).reshape(tokens, hk, d)
         codes = now[f"{letter}_pages"][page, :, :, slot] if letter == "k" else now["v_pages"][page, :, slot]
-        scale, steps, signed = now[f"{letter}_scales"][page, :, slot], 0.51, codes.astype(np.float32)
+        half_step = 0.501 if format_.transformed else 0.51  # and a rounding of a quotient of up to 32639
+        scale, steps, signed = now[f"{letter}_scales"][page, :, slot], half_step, codes.astype(np.float32)
         if f"{letter}_zeros" in now:
             signed, steps = run("Centred", [codes, now[f"{letter}_zeros"][page, :, slot]])[0], GROUP_STEPS
         step = np.repeat(scale, d // scale.shape[2], axis=2)

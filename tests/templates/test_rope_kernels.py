@@ -177,7 +177,7 @@ def code_bound(codes: Codes, bits: int) -> Array:
     the grid may end before an extreme: by one and a half, as zero points are rounded and set aside, and by two and a
     half, as the scale may be an eighth too small for the 15 on either side of a group's middle.
     """
-    return codes.step * (5 + 1e-3 if bits == 4 else 0.5 + 2 ** (bits - 1) * 4 * UNIT)
+    return codes.step * (5 + 1e-3 if bits == 4 else 0.5 + (2 ** (bits - 1) - 1) * 4 * UNIT)
 
 
 def check_scales(codes: Codes, bits: int) -> None:

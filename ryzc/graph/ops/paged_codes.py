@@ -9,7 +9,7 @@ products and evens out what is large: queries go through it, too, and the result
 from __future__ import annotations
 
 from ryzc.graph.ops.paged import ROTATED, WHERE
-from ryzc.kv_formats import GROUP, KV_FORMATS
+from ryzc.kv_formats import GROUP, KV_FORMATS, NORM
 
 _POWERS = ", ".join(repr(2.0**e) for e in range(-21, 11))
 
@@ -109,9 +109,9 @@ _BASIC = (
     # multiples of the largest magnitude / 32258
     _rounding("RoundQueries", "ReduceMax", 32258.0, 2.0**-100, kept=False),
     # codes whose norm is 32639 before they are rounded
-    _rounding("QuantizeHeads", "ReduceL2", 32639.0, 2.0**-50, kept=True),
+    _rounding("QuantizeHeads", "ReduceL2", float(NORM), 2.0**-50, kept=True),
     # multiples of the norm / 32639
-    _rounding("RoundHeads", "ReduceL2", 32639.0, 2.0**-50, kept=False),
+    _rounding("RoundHeads", "ReduceL2", float(NORM), 2.0**-50, kept=False),
     # x f32[T, W] -> codes f32[T, W], whole numbers in 0 .. 15, scale f32[T, W / block] and zero f32[T, W / block],
     # whole numbers in 0 .. 30. Of six grids the first with the least squared error: the smallest of 256 scales that
     # holds the block and the next smaller one, each with the codes around the block's middle, or half a step aside.
@@ -318,7 +318,7 @@ def _attention(name: str) -> str:
     """
     format_, parts = KV_FORMATS[name], cache(name)
     rounded, most, together = (
-        ("RoundQueries", 127.0, "ReduceMax") if format_.transformed else ("RoundHeads", 32639.0, "ReduceSum")
+        ("RoundQueries", 127.0, "ReduceMax") if format_.transformed else ("RoundHeads", float(NORM), "ReduceSum")
     )
     return f"""
     PagedAttention{suffix(name)} <heads, kv_heads, scale, window, block>

@@ -35,6 +35,7 @@ from ryzc.templates.kernels.attention_rows import (
     VECTOR_BYTES,
     Rows,
     Turn,
+    joined,
     row_maxima,
     tile,
 )
@@ -252,7 +253,7 @@ class CodeRows(Rows):
         before, after = iter(scores), []
         for row in rows:
             step = fn.load(F32, self.query_scales, group.block << 2, 4 * row * self.blocks, align=4).splat(LANES)
-            dots = self._joined([self.isa.total(s) for s in sums[row]])
+            dots = joined([self.isa.total(s) for s in sums[row]])
             for dot, key_step in zip(dots, group.steps, strict=True):
                 after.append(fn.fma(dot.to_float() * key_step, step, next(before)))
         return after
@@ -370,15 +371,8 @@ class CodeRows(Rows):
         """Add sums of products, ``[row][register]``, to what was summed for the elements from one on."""
         fn, size = self.fn, width * self.parts
         for i, r in enumerate(rows):
-            dots = self._joined(registers[i * size : (i + 1) * size])
+            dots = joined(registers[i * size : (i + 1) * size])
             for c, (dot, step) in enumerate(zip(dots, steps[r], strict=True)):
                 cell = r * self.head_bytes + c * VECTOR_BYTES
                 old = fn.load(VECTOR, self.sums, element << 2, cell, align=64)
                 fn.store(fn.fma(dot.to_float(), step, old), self.sums, element << 2, cell, align=64)
-
-    def _joined(self, registers: Sequence[Value]) -> list[Value]:
-        """Registers of the instruction set as vectors of 16."""
-        if self.parts == 1:
-            return list(registers)
-        pairs = zip(registers[::2], registers[1::2], strict=True)
-        return [low.shuffle(range(LANES), high) for low, high in pairs]

@@ -33,6 +33,7 @@ from ryzc.templates.kernels.attention_rows import (
     Rows,
     Turn,
     fold_rows,
+    joined,
     tile,
 )
 from ryzc.templates.kernels.head_codes import load_bfloat16, wide_codes
@@ -167,9 +168,6 @@ class PairRows(Rows):
 
     def _by_row(self, registers: list[Value], rows: int) -> list[list[Value]]:
         """Registers of the instruction set, ``[row][register]``, as vectors of 16, ``[row][vector]``."""
-        vectors = registers
-        if self.parts == 2:
-            pairs = zip(registers[::2], registers[1::2], strict=True)
-            vectors = [low.shuffle(range(LANES), high) for low, high in pairs]
+        vectors = joined(registers)
         count = len(vectors) // rows
         return [vectors[i : i + count] for i in range(0, len(vectors), count)]

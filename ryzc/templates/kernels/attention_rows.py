@@ -208,3 +208,11 @@ def fold_rows(rows: Sequence[Sequence[Value]], combine: Callable[[Value, Value],
         ]
         part = half
     return found[0]
+
+
+def joined(registers: Sequence[Value]) -> list[Value]:
+    """Registers of an instruction set as vectors of 16."""
+    if registers[0].lanes == LANES:
+        return list(registers)
+    pairs = zip(registers[::2], registers[1::2], strict=True)
+    return [low.shuffle(range(LANES), high) for low, high in pairs]

@@ -71,7 +71,7 @@ def _block(fn: Function, x: Value, first: int, block: int) -> tuple[list[Value],
     vectors = [fn.load(vec(F32, LANES), x, 4 * d, align=4) for d in range(first, first + block, LANES)]
     largest = vectors[0].abs()
     for vector in vectors[1:]:
-        largest = largest.larger(vector.abs())
+        largest = largest.maximum(vector.abs())
     return vectors, largest.max()
 
 

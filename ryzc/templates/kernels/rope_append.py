@@ -80,9 +80,9 @@ class RopeAppend(Kernel):
             self._rotate(fn, fn.at(qkv, (kv_head + self.heads) * head_bytes), "k_weight", angles, scratch)
             keys, slot = self._place(fn, pages, token, kv_head)
             v = fn.at(qkv, (kv_head + (self.heads + self.kv_heads)) * head_bytes)
-            store = self._store_codes if format_.transformed else self._store_pairs
-            if not format_.coded:
-                store = self._store_floats
+            store = self._store_floats
+            if format_.coded:
+                store = self._store_codes if format_.transformed else self._store_pairs
             store(pages, scratch, v, keys, slot)
         fn.finish()
 
