@@ -66,7 +66,7 @@ metric_list:
 output_type: generate_until
 doc_to_target: "{{{{{{{{wanted}}}}}}}}"
 generation_kwargs:
-  until: ["\\\\n"]
+  until: ["\\n"]
   max_gen_toks: {TOKENS}
 metric_list:
   - metric: exact_match
