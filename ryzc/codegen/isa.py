@@ -8,7 +8,10 @@ not spell themselves.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from llvmlite import ir
 
 from ryzc.codegen.vector import I1, I8, I16, I32, I64, Function, Value, vec
 
@@ -80,6 +83,18 @@ class Isa(ABC):
     def add_pairs(self, total: Value, a: Value, b: Value) -> Value:
         """Add per 32-bit lane the sum of two products of signed 16-bit numbers; what leaves 32 bits wraps."""
 
+    def store_part(self, codes: Sequence[Value], words: Value, part: Value, element: ir.IntType) -> None:
+        """Store the low bits of int32 vectors as a part (8 or 16 bits) of the words in memory, one word a lane.
+
+        The other parts, which other threads may write meanwhile, stay untouched.
+        """
+        fn, size = words.fn, element.width // 8
+        place = fn.at(words, part * size)
+        for i, vector in enumerate(codes):
+            narrow = vector.to_int(element)
+            for lane in range(vector.lanes):
+                fn.store(narrow.lane(lane), place, 4 * (vector.lanes * i + lane), align=size)
+
     def ways(self, pointer: Value, count: int) -> list[Value]:
         """A pointer for each of ``count`` products with the same elements in memory.
 
@@ -119,6 +134,15 @@ class Avx512Vnni(Isa):
     def add_pairs(self, total: Value, a: Value, b: Value) -> Value:
         pairs = vec(I16, 32)
         return total.fn.call("llvm.x86.avx512.vpdpwssd.512", total.type, total, a.bits(pairs), b.bits(pairs))
+
+    def store_part(self, codes: Sequence[Value], words: Value, part: Value, element: ir.IntType) -> None:
+        fn, parts = words.fn, 32 // element.width
+        type_ = vec(element, codes[0].lanes * parts)
+        mine = fn.const(type_, [i % parts for i in range(type_.count)])
+        mask = mine.compare("==", part.to_int(element).splat(type_.count))
+        shift = (part * element.width).to_int(I32).splat(codes[0].lanes)
+        for i, vector in enumerate(codes):
+            fn.store_masked((vector << shift).bits(type_), mask, words, 4 * vector.lanes * i)
 
     def ways(self, pointer: Value, count: int) -> list[Value]:
         return [pointer.fn.opaque(pointer) for _ in range(count)]

@@ -3,10 +3,10 @@
 Such a product takes half the time of one of floats, and nothing has to be converted. A query has codes and one scale,
 as its keys do. Of each page, in ascending order:
 
-    score   = (sum of q code * key code) * key scale * q scale, over 16 keys a vector
-    best'   = max(best, scores), over the slots that the row sees
+    score   = (sum of q code * key code) * key scale, over 16 keys a vector
+    best'   = max(best, the largest score * q scale), over the slots that the row sees
     rescale   by 2 ** (best - best') what was summed so far, where that is not one
-    chance  = 2 ** (score - best'), 0 for slots that the row does not see
+    chance  = 2 ** fma(score, q scale, -best'), 0 for slots that the row does not see
     total   = total + chance
     weight  = chance * the value's scale
     code    = weight in units of which the page's weights together make NORM
@@ -24,7 +24,7 @@ import math
 from ryzc.codegen.isa import Isa
 from ryzc.codegen.vector import F32, I16, I32, Value, vec
 from ryzc.kv_formats import NORM
-from ryzc.templates.kernels.activations import TINY
+from ryzc.templates.kernels.activations import ORIGIN, TINY
 from ryzc.templates.kernels.attention_rows import (
     LANES,
     LEAST,
@@ -50,7 +50,7 @@ class PairRows(Rows):
         self.register = vec(I32, isa.lanes)
         self.query_bytes, self.code_bytes = 2 * pages.head_dim, 2 * pages.page_tokens
         self.queries = fn.stack(I16, self.count * pages.head_dim)
-        self.query_scales = fn.stack(F32, self.count)
+        self.query_scales = fn.stack(F32, LANES)
         self.codes = fn.stack(I16, self.count * pages.page_tokens)
         self.inverses = fn.stack(F32, LANES)
         self.steps = fn.stack(F32, LANES)
@@ -58,6 +58,7 @@ class PairRows(Rows):
     def read(self, q: Value, stride: int, scale: float) -> None:
         fn, head_dim = self.fn, self.pages.head_dim
         self.start()
+        fn.store(fn.const(VECTOR, 0.0), self.query_scales, align=64)
         for row, at in self.places(stride):
             codes, step = wide_codes(fn, fn.at(q, at), head_dim, kept=False)
             for i, code in enumerate(codes):
@@ -69,7 +70,7 @@ class PairRows(Rows):
         values, next_values = (fn.at(keys, pages.key_region) for keys in (turn.keys, turn.next_keys))
         visible = [self.visible(slot + token) for token in range(self.tokens)]
         scores = self.masked(self._scores(turn.keys, turn.next_keys), visible)
-        new = self.rise(best, scores)
+        new = self.rise(best, scores, fn.load(VECTOR, self.query_scales, align=64))
         self._quantize(self._weights(scores, visible, values))
         self._add(values, next_values)
         return new
@@ -77,7 +78,7 @@ class PairRows(Rows):
     # --- keys -------------------------------------------------------------------------------
 
     def _scores(self, keys: Value, next_keys: Value) -> list[list[Value]]:
-        """Scores of a page, ``[row][vector of keys]``."""
+        """Scores of a page in units of the queries' scales, ``[row][vector of keys]``."""
         fn, pages = self.fn, self.pages
         vectors = pages.page_tokens // LANES
         height, width = tile(self.isa, self.count, vectors)
@@ -88,8 +89,7 @@ class PairRows(Rows):
                 rows = range(row, min(row + height, self.count))
                 sums = self._score_tile(keys, rows, range(v, v + width), next_keys if row == v == 0 else None)
                 for r, found in zip(rows, sums, strict=True):
-                    step = self.of_row(self.query_scales, r)
-                    scores[r] += [dot.to_float() * k * step for dot, k in zip(found, steps, strict=True)]
+                    scores[r] += [dot.to_float() * k for dot, k in zip(found, steps, strict=True)]
         return scores
 
     def _score_tile(self, keys: Value, rows: range, vectors: range, next_keys: Value | None) -> list[list[Value]]:
@@ -114,7 +114,7 @@ class PairRows(Rows):
         steps = [load_bfloat16(fn, scales, 2 * slot) for slot in range(0, pages.page_tokens, LANES)]
         seen_steps = [[mask.select(step, 0.0) for mask, step in zip(seen, steps, strict=True)] for seen in visible]
         for row, found in enumerate(scores):
-            chances = self.chances(row, found, visible, LEAST)
+            chances = self.chances(row, found, visible, LEAST, self.of_row(self.query_scales, row))
             weights.append([chance * step for chance, step in zip(chances, seen_steps[row // self.group], strict=True)])
         return weights
 
@@ -127,7 +127,8 @@ class PairRows(Rows):
         for row, found in enumerate(weights):
             inverse = self.of_row(self.inverses, row)
             for v, weight in enumerate(found):
-                code = (weight * inverse).nearest().to_int(I16)
+                # Around ORIGIN neighbouring floats differ by one: its lowest bits are the nearest integer.
+                code = fn.fma(weight, inverse, fn.const(VECTOR, ORIGIN)).bits(vec(I32, LANES)).to_int(I16)
                 fn.store(code, self.codes, row * self.code_bytes + 2 * LANES * v, align=2 * LANES)
 
     def _add(self, values: Value, next_values: Value) -> None:

@@ -137,21 +137,31 @@ class Rows(ABC):
             for row, found in enumerate(scores)
         ]
 
-    def rise(self, best: Value, scores: Sequence[Sequence[Value]]) -> Value:
-        """The largest scores so far, with those of a page; what was summed is rescaled to them."""
-        new = best.larger(row_maxima(scores))
+    def rise(self, best: Value, scores: Sequence[Sequence[Value]], steps: Value | None = None) -> Value:
+        """The largest scores so far, with those of a page; what was summed is rescaled to them.
+
+        Where each row's scores are in units of its own, ``steps`` has these, a row a lane.
+        """
+        maxima = row_maxima(scores)
+        new = best.larger(maxima if steps is None else maxima * steps)
         self.fn.store(new, self.best, align=64)
         self.rescale(exp2(self.fn, best - new))
         return new
 
     def chances(
-        self, row: int, scores: Sequence[Value], visible: Sequence[Sequence[Value]], least: float = -125.0
+        self,
+        row: int,
+        scores: Sequence[Value],
+        visible: Sequence[Sequence[Value]],
+        least: float = -125.0,
+        step: Value | None = None,
     ) -> Iterator[Value]:
-        """What a row's scores of a page count, vector by vector; at the end its total has them."""
+        """What a row's scores of a page, in units of ``step``, count, vector by vector; its total will have them."""
         fn, highest = self.fn, self.of_row(self.best, row)
         total = fn.load(VECTOR, self.totals, row * VECTOR_BYTES, align=64)
         for mask, score in zip(visible[row // self.group], scores, strict=True):
-            chance = mask.select(exp2(fn, score - highest, least), 0.0)
+            below = score - highest if step is None else fn.fma(score, step, -highest)
+            chance = mask.select(exp2(fn, below, least), 0.0)
             total = total + chance
             yield chance
         fn.store(total, self.totals, row * VECTOR_BYTES, align=64)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ryzc.codegen.vector import F32, I32, LINE, Function, Value, vec
+from ryzc.errors import UnsupportedError
 from ryzc.formats.lanes import TILE
 from ryzc.templates.kernels import scalar_math
 
@@ -50,6 +51,21 @@ class Epilogue:
             firsts = list(range(0, span, lanes))
         with fn.loop(0, stop, span) as loop:
             yield [loop.index + first for first in firsts]
+
+    def together(self, lanes: int, vectors: int) -> tuple[int, list[int]]:
+        """How a tile is cut into parts of so many row vectors: the rows between parts, and where vectors begin in one.
+
+        Rows of the gate and their partners of up lie in the same part, one vector after the other.
+
+        Raises:
+            UnsupportedError: where a part would have no partners.
+        """
+        if not self.gated:
+            return vectors * lanes, [v * lanes for v in range(vectors)]
+        if vectors % 2:
+            raise UnsupportedError(f"{vectors} vectors a panel are no pairs of gate and up", hint="build it again")
+        firsts = range(0, vectors // 2 * lanes, lanes)
+        return len(firsts) * lanes, [row for first in firsts for row in (first, first + TILE // 2)]
 
     def prefetch(self, fn: Function, tile: Value, out: Value, m: Value, count: int) -> None:
         """Ask for what :meth:`write` will write for ``count`` tokens from ``m`` on.

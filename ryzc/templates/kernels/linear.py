@@ -80,15 +80,8 @@ class Linear(Kernel):
         for method in schedule.each(fn, tokens, self.schedule or self.default_schedule(isa)):
             multiply = _Multiply(fn, isa, reader, self.columns, self.unit, method, codes, records, sums)
             with work_items(fn, -(-self.rows // TILE), tokens, token_bytes) as (tile, first, last):
-                ask = partial(epilogue.prefetch, fn, tile, out)
-                multiply.run(fn.at(weights, tile * tile_bytes(fmt, self.columns)), first, last, ask)
-                with (
-                    fn.loop(first, last) as token,
-                    epilogue.rows(fn, isa.lanes, wide=True) as rows,
-                ):
-                    at = (token.index - first) * (4 * TILE)
-                    y = [fn.load(vec(F32, isa.lanes), sums, at, row << 2, align=4 * isa.lanes) for row in rows]
-                    epilogue.write(fn, isa.lanes, [y], rows, tile, out, token.index)
+                results = _Results(fn, isa.lanes, epilogue, tile, out)
+                multiply.run(fn.at(weights, tile * tile_bytes(fmt, self.columns)), first, last, results)
         fn.finish()
 
 
@@ -132,6 +125,25 @@ class _Packed:
 
 
 @dataclass(frozen=True)
+class _Results:
+    """Where the results of a tile go."""
+
+    fn: Function
+    lanes: int
+    epilogue: Epilogue
+    tile: Value
+    out: Value
+
+    def ask(self, m: Value, count: int) -> None:
+        """Ask for the memory of the results of ``count`` tokens from ``m`` on."""
+        self.epilogue.prefetch(self.fn, self.tile, self.out, m, count)
+
+    def write(self, m: Value, rows: list[Value], sums: list[list[Value]]) -> None:
+        """Write what comes of the sums ``[token][row vector]`` of tokens from ``m`` on."""
+        self.epilogue.write(self.fn, self.lanes, sums, rows, self.tile, self.out, m)
+
+
+@dataclass(frozen=True)
 class _Stretch:
     """A stretch of K.
 
@@ -139,11 +151,14 @@ class _Stretch:
         panel: where it is taken apart.
         first: the number of its first step.
         steps: how many it has.
+        begins, ends: whether K does, with it.
     """
 
     panel: Panel
     first: Value
     steps: Value
+    begins: Value
+    ends: Value
 
 
 @dataclass(frozen=True)
@@ -160,16 +175,16 @@ class _Multiply:
     records: Value
     sums: Value
 
-    def run(self, tile: Value, first: Value, last: Value, ask: Callable[[Value, int], None]) -> None:
-        """Multiply tokens ``first .. last``; ``ask(m, count)`` asks for the memory of the results of some of them."""
+    def run(self, tile: Value, first: Value, last: Value, results: _Results) -> None:
+        """Multiply tokens ``first .. last``."""
         if self.method.kind == "panel":
-            self._by_panels(tile, first, last, ask)
+            self._by_panels(tile, first, last, results)
         else:
-            self._by_steps(tile, first, last)
+            self._by_steps(tile, first, last, results)
 
     # --- weights decoded in registers ---------------------------------------------------------
 
-    def _by_steps(self, tile: Value, first: Value, last: Value) -> None:
+    def _by_steps(self, tile: Value, first: Value, last: Value, results: _Results) -> None:
         """All rows of the tile a step of K, so that a tile is one sequential read."""
         fn, lanes, fmt = self.fn, self.isa.lanes, self.reader.format
         stack = fn.stack(F32, 2 * TILE * (fmt.block // fmt.group)) if fmt.block > STEP else None
@@ -183,6 +198,9 @@ class _Multiply:
                 else:
                     self._clear(m - first, width)
                     self._stream(tile, m, width, rows, stack, [], self._sums_of(m - first))
+        with fn.loop(first, last) as token, results.epilogue.rows(fn, lanes, wide=True) as some:
+            at = self._sums_of(token.index - first)
+            results.write(token.index, some, [[self._load(at, some, v) for v in range(len(some))]])
 
     def _stream(
         self,
@@ -253,52 +271,72 @@ class _Multiply:
 
     # --- weights taken apart in L1 ------------------------------------------------------------
 
-    def _by_panels(self, tile: Value, first: Value, last: Value, ask: Callable[[Value, int], None]) -> None:
+    def _by_panels(self, tile: Value, first: Value, last: Value, results: _Results) -> None:
         """A stretch of K after another; the first tokens that meet one take its codes apart as they need them."""
         fn, fmt = self.fn, self.reader.format
         panel = Panel.on_stack(fn, self.reader, self.columns)
-        self._clear(fn.i64(0), last - first)
         blocks, widest = self.columns // fmt.block, self.method.tokens
         with fn.loop(0, blocks, panel.blocks) as loop:
             count = fn.below(fn.i64(blocks) - loop.index, panel.blocks)
             packed = fn.at(tile, loop.index * block_bytes(fmt))
-            stretch = _Stretch(panel, loop.index * self.reader.steps, count * self.reader.steps)
-            is_last = (loop.index + panel.blocks).compare(">=", blocks)
+            begins, ends = loop.index.compare("==", 0), (loop.index + panel.blocks).compare(">=", blocks)
+            steps = self.reader.steps
+            stretch = _Stretch(panel, loop.index * steps, count * steps, begins, ends)
             panel.unpack_scales(packed, count)
             many = (last - first).compare(">=", widest)
             with fn.when(many):
-                with fn.when(is_last):
-                    ask(first, widest)
-                self._panel_tile(stretch, first, first, widest, packed)
+                self._panel_tile(stretch, first, first, widest, results, packed)
             with fn.when(many ^ 1):
                 panel.unpack_codes(packed, count, self.method.prefetch)
             with token_tiles(fn, many.select(first + widest, first), last, self.method.widths) as tiles:
                 for m, width in tiles:
-                    with fn.when(is_last):
-                        ask(m, width)
-                    self._panel_tile(stretch, first, m, width, None)
+                    self._panel_tile(stretch, first, m, width, results, None)
 
-    def _panel_tile(self, stretch: _Stretch, first: Value, m: Value, width: int, packed: Value | None) -> None:
-        """Add a stretch to the sums of tokens from ``m`` on; with ``packed`` weights it is taken apart on the way."""
-        fn, lanes, panel = self.fn, self.isa.lanes, stretch.panel
-        with fn.loop(0, TILE, self.method.vectors * lanes) as row:
-            rows = [row.index + v * lanes for v in range(self.method.vectors)]
+    def _panel_tile(
+        self, stretch: _Stretch, first: Value, m: Value, width: int, results: _Results, packed: Value | None
+    ) -> None:
+        """Add a stretch to the sums of tokens from ``m`` on; with ``packed`` weights it is taken apart on the way.
+
+        Between stretches sums lie in memory; after the last of them they become results.
+        """
+        fn, panel, vectors = self.fn, stretch.panel, self.method.vectors
+        distance, offsets = results.epilogue.together(self.isa.lanes, vectors)
+        whole = panel.blocks * self.reader.format.block >= self.columns
+        with fn.when(stretch.ends):
+            results.ask(m, width)
+        with fn.loop(0, TILE // (vectors * self.isa.lanes)) as part:
+            rows = [part.index * distance + offset for offset in offsets]
             memory = self._sums_of(m - first)
-            sums = [self._load(memory, rows, i) for i in range(width * len(rows))]
-            with fn.loop(0, stretch.steps, 1, sums) as step:
+            with fn.loop(0, stretch.steps, 1, self._earlier(stretch, memory, rows, width, whole)) as step:
                 at = panel.step(step.index)
                 operand = partial(self._panel_operand, panel, at, rows)
                 if packed is not None:
-                    operand = partial(self._unpacked_operand, panel, packed, step.index, rows)
+                    operand = partial(self._unpacked_operand, panel, packed, step.index, rows, part.index)
                 now = _Step(stretch.first + step.index, operand, [panel.scales(at, row) for row in rows])
                 step.values = self._add(now, m, width, step.values.__getitem__)
-            self._put_at(memory, rows, step.results)
+            with fn.when(stretch.ends):
+                of_token = range(0, width * vectors, vectors)
+                results.write(m, rows, [step.results[i : i + vectors] for i in of_token])
+            if not whole:
+                with fn.when(stretch.ends ^ 1):
+                    self._put_at(memory, rows, step.results)
+
+    def _earlier(self, stretch: _Stretch, memory: Value, rows: list[Value], width: int, whole: bool) -> list[Value]:
+        """What earlier stretches left in memory, ``[token][row vector]``; zeros where there are none."""
+        fn, lanes = self.fn, self.isa.lanes
+        zero = fn.const(vec(F32, lanes), 0.0)
+        if whole:
+            return [zero] * (width * len(rows))
+        mask = (stretch.begins ^ 1).splat(lanes)
+        return [fn.load_masked(zero.type, mask, memory, row << 2, t * 4 * TILE) for t in range(width) for row in rows]
 
     def _panel_operand(self, panel: Panel, at: Value, rows: list[Value], j: int, v: int) -> Value:
         return panel.operand(at, j, rows[v])
 
-    def _unpacked_operand(self, panel: Panel, packed: Value, step: Value, rows: list[Value], j: int, v: int) -> Value:
-        return panel.unpack(packed, step, j, rows, v, self.method.prefetch)
+    def _unpacked_operand(
+        self, panel: Panel, packed: Value, step: Value, rows: list[Value], part: Value, j: int, v: int
+    ) -> Value:
+        return panel.unpack(packed, step, j, rows, part, v, self.method.prefetch)
 
     # --- both ---------------------------------------------------------------------------------
 

@@ -66,10 +66,12 @@ class Panel:
         reader, fn = self.reader, self.reader.fn
         with fn.loop(0, blocks * reader.steps) as step, fn.loop(0, TILE, reader.lanes) as row:
             for j in range(OPERANDS):
-                self.unpack(first, step.index, j, [row.index], 0, prefetch)
+                self.unpack(first, step.index, j, [row.index], row.index // reader.lanes, 0, prefetch)
 
-    def unpack(self, first: Value, step: Value, j: int, rows: Sequence[Value], v: int, prefetch: int) -> Value:
-        """Write operand ``j`` of a step for the ``v``-th of some row vectors, and return it.
+    def unpack(
+        self, first: Value, step: Value, j: int, rows: Sequence[Value], part: Value, v: int, prefetch: int
+    ) -> Value:
+        """Write operand ``j`` of a step for the ``v``-th of the row vectors of a part of the tile, and return it.
 
         With the first of them go requests for the part of the weights that is theirs, ``prefetch`` bytes ahead.
         """
@@ -78,7 +80,8 @@ class Panel:
         packed = fn.at(first, block * block_bytes(reader.format))
         if v == 0:
             share = reader.share * reader.lanes * len(rows) // TILE
-            ahead = fn.at(packed, rows[0] * (block_bytes(reader.format) // TILE), at * share)
+            of_part = block_bytes(reader.format) * reader.lanes * len(rows) // TILE
+            ahead = fn.at(packed, part * of_part, at * share)
             reader.prefetch(ahead, share, prefetch, j)
         codes = reader.operand(fn.at(packed, at * reader.step_bytes, reader.header_bytes), j, rows[v])
         fn.store(codes, self.step(step), j * _ROW, rows[v] << 2, align=4 * reader.lanes)

@@ -36,14 +36,15 @@ def _quantize(
     fn: Function, first: Value, width: int, block: Callable[[Value], Pair], codes: Value, records: Value, unit: int
 ) -> None:
     at = [first + i for i in range(width)]
-    amax = side_by_side([a.abs().larger(b.abs()) for a, b in map(block, at)], lambda a, b: a.larger(b))
+    blocks = [block(i) for i in at]
+    amax = side_by_side([a.abs().larger(b.abs()) for a, b in blocks], lambda a, b: a.larger(b))
     counts = amax.compare(">=", act.TINY)
     inverse = counts.select(fn.const(amax.type, 127.0) / amax, 0.0)
     scale = counts.select(amax / 127.0, 0.0)
     halves: list[Pair] = []
     for i in range(width):
         factor = inverse.lane(i).splat(LANES)
-        pair = [(x * factor).nearest() for x in block(at[i])]
+        pair = [(x * factor).nearest() for x in blocks[i]]
         for h, code in enumerate(pair):
             fn.store(code.to_int(I8), codes, at[i] * act.BLOCK, LANES * h, align=16)
         halves.append((pair[0], pair[1]))

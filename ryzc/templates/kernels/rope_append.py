@@ -83,11 +83,12 @@ class RopeAppend(Kernel):
             store = self._store_floats
             if format_.coded:
                 store = self._store_codes if format_.transformed else self._store_pairs
-            store(pages, scratch, v, keys, slot)
+            store(isa, pages, scratch, v, keys, slot)
         fn.finish()
 
-    def _store_floats(self, pages: Pages, k: Value, v: Value, keys: Value, slot: Value) -> None:
+    def _store_floats(self, isa: Isa, pages: Pages, k: Value, v: Value, keys: Value, slot: Value) -> None:
         """Store a head's key and value, ``float32 [D]``, in a slot."""
+        del isa
         fn = pages.fn
         with fn.loop(0, self.head_dim) as d:
             element = fn.load(F32, k, d.index << 2, align=4)
@@ -96,7 +97,7 @@ class RopeAppend(Kernel):
         with fn.loop(0, self.head_dim, LANES) as d:
             pages.store(fn.load(vec(F32, LANES), v, d.index << 2, align=4), values, d.index * pages.size)
 
-    def _store_pairs(self, pages: Pages, k: Value, v: Value, keys: Value, slot: Value) -> None:
+    def _store_pairs(self, isa: Isa, pages: Pages, k: Value, v: Value, keys: Value, slot: Value) -> None:
         """Quantize a head's key and value, ``float32 [D]``, to codes of 16 bits, and store them in a slot."""
         fn = pages.fn
         codes, scale = wide_codes(fn, k, self.head_dim, kept=True)
@@ -107,14 +108,10 @@ class RopeAppend(Kernel):
         store_bfloat16(scale, pages.key_scales(keys), slot << 1)
         codes, scale = wide_codes(fn, v, self.head_dim, kept=True)
         values = fn.at(keys, pages.key_region)
-        place = fn.at(values, (slot >> 1) * (4 * self.head_dim), (slot & 1) << 1)
-        for i, vector in enumerate(codes):
-            narrow = vector.to_int(I16)
-            for d in range(LANES):  # two tokens share a pair, and another thread may write its other half
-                fn.store(narrow.lane(d), place, 4 * (LANES * i + d), align=2)
+        isa.store_part(codes, fn.at(values, (slot >> 1) * (4 * self.head_dim)), slot & 1, I16)
         store_bfloat16(scale, pages.value_scales(values), slot << 1)
 
-    def _store_codes(self, pages: Pages, k: Value, v: Value, keys: Value, slot: Value) -> None:
+    def _store_codes(self, isa: Isa, pages: Pages, k: Value, v: Value, keys: Value, slot: Value) -> None:
         """Transform, quantize and store a head's key (in memory that may change) and value in a slot."""
         fn = pages.fn
         hadamard(fn, k, self.head_dim, pages.block)
@@ -124,7 +121,7 @@ class RopeAppend(Kernel):
             fn.store(fn.load(vec(F32, LANES), v, d.index << 2, align=4), k, d.index << 2, align=64)
         hadamard(fn, k, self.head_dim, pages.block)
         store_value = self._store_value_bytes if pages.value_bits == 8 else self._store_value_nibbles
-        store_value(pages, k, fn.at(keys, pages.key_region), slot)
+        store_value(isa, pages, k, fn.at(keys, pages.key_region), slot)
 
     def _store_key_bytes(self, pages: Pages, k: Value, keys: Value, slot: Value) -> None:
         fn = pages.fn
@@ -151,33 +148,24 @@ class RopeAppend(Kernel):
         for i in range(LANES // 4):
             pages.fn.store(quads.lane(i), keys, slot << 2, (LANES * index + 4 * i) * self.page_tokens, align=4)
 
-    # Four tokens share a quad of values, and other threads may write its other bytes: they are stored one by one.
-
-    def _store_value_bytes(self, pages: Pages, v: Value, values: Value, slot: Value) -> None:
+    def _store_value_bytes(self, isa: Isa, pages: Pages, v: Value, values: Value, slot: Value) -> None:
         fn = pages.fn
         codes, (scale,) = byte_codes(fn, v, self.head_dim, self.head_dim)
-        place = fn.at(values, (slot >> 2) * (4 * self.head_dim), slot & 3)
-        for i, vector in enumerate(codes):
-            self._store_column(fn, vector, place, i)
+        isa.store_part(codes, fn.at(values, (slot >> 2) * (4 * self.head_dim)), slot & 3, I8)
         store_bfloat16(scale, pages.value_scales(values), slot << 1)
 
-    def _store_value_nibbles(self, pages: Pages, v: Value, values: Value, slot: Value) -> None:
+    def _store_value_nibbles(self, isa: Isa, pages: Pages, v: Value, values: Value, slot: Value) -> None:
         fn = pages.fn
-        place = fn.at(values, (slot >> 2) * (2 * self.head_dim), slot & 3)
+        place = fn.at(values, (slot >> 2) * (2 * self.head_dim))
         zeros = fn.at(pages.value_zeros(values), (slot >> 2) * (4 * pages.groups), slot & 3)
         with fn.loop(0, pages.groups, 2) as group:
             pair = [nibble_codes(fn, v, group.index << 6, 64 * half) for half in range(2)]
-            self._store_column(fn, pair[0][0] | (pair[1][0] << 4), fn.at(place, group.index << 5), 0)
+            codes = pair[0][0] | (pair[1][0] << 4)
+            isa.store_part([codes], fn.at(place, group.index << 5), slot & 3, I8)
             for half, (_, scale, zero) in enumerate(pair):
                 at: list[Value | int] = [slot, group.index * self.page_tokens, half * self.page_tokens]
                 fn.store(scale.to_int(I8), pages.value_scales(values), *at)
                 fn.store(zero.to_int(I8), zeros, group.index << 2, 4 * half)
-
-    def _store_column(self, fn: Function, codes: Value, place: Value, index: int) -> None:
-        """Store the ``index``-th 16 bytes of a value, four bytes apart."""
-        narrow = codes.to_int(I8)
-        for i in range(LANES):
-            fn.store(narrow.lane(i), place, 4 * (LANES * index + i))
 
     def _place(self, fn: Function, pages: Pages, token: Value, kv_head: Value) -> tuple[Value, Value]:
         """The head's keys in the token's page, and the token's slot there."""

@@ -59,12 +59,17 @@ def exp(fn: Function, x: Value) -> Value:
 
     ``x = n ln 2 + r`` with ``|r| <= ln 2 / 2``, a polynomial for ``e**r``, and ``n`` added to its exponent.
     """
-    x = x.maximum(-87.0).minimum(88.0)
-    shifted = fn.fma(x, _f32(fn, x, _LOG2E), _f32(fn, x, _ROUND))
+    return _exp(fn, x.maximum(-87.0).minimum(88.0), 1)
+
+
+def _exp(fn: Function, x: Value, sign: int) -> Value:
+    """``e**x``, or ``e**-x`` with a ``sign`` of -1: the bits of the negated number's, which nobody has to make."""
+    shifted = fn.fma(x, _f32(fn, x, sign * _LOG2E), _f32(fn, x, _ROUND))
     n = shifted - _ROUND
-    r = fn.fma(n, _f32(fn, x, -_LN2_HIGH), x)
-    r = fn.fma(n, _f32(fn, x, -_LN2_LOW), r)
-    return _times_power(polynomial(fn, r, _EXP), shifted)
+    r = fn.fma(n, _f32(fn, x, -sign * _LN2_HIGH), x)
+    r = fn.fma(n, _f32(fn, x, -sign * _LN2_LOW), r)
+    powers = range(len(_EXP) - 1, -1, -1)
+    return _times_power(polynomial(fn, r, [c * sign**power for c, power in zip(_EXP, powers, strict=True)]), shifted)
 
 
 def _times_power(mantissa: Value, shifted: Value) -> Value:
@@ -105,7 +110,7 @@ def reciprocal(fn: Function, x: Value) -> Value:
 
 def sigmoid(fn: Function, x: Value) -> Value:
     """``1 / (1 + e**-x)``; the same for all ``x`` below -86."""
-    return reciprocal(fn, exp(fn, (-x).minimum(86.0)) + 1.0)
+    return reciprocal(fn, _exp(fn, x.maximum(-86.0).minimum(87.0), -1) + 1.0)
 
 
 def silu(fn: Function, x: Value) -> Value:
