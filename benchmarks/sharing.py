@@ -47,8 +47,9 @@ LEAST = 4.8
 BATCHES = (1, 8, 16, 128, 512)
 FORMATS = ("q4_0", "q4_1", "q4_k", "q6_k", "q8_0")
 COLUMNS, ROWS = 2048, 1024
-PROMPT, END = 512, 128
-"""Tokens of a prompt, and those at its end that are timed."""
+PROMPT, MIDDLE = 512, 128
+"""Tokens of a prompt, and those in its middle that are timed: they see as many keys as all of them do on average."""
+FIRST = (PROMPT - MIDDLE) // 2
 VOCABULARY: Final = 1024
 UNROLL: Final = 64
 CHAIN, IDLE, PEAK = 4000, 20_000, 200_000
@@ -73,30 +74,49 @@ class Moment:
 
 
 class Prompt:
-    """The end of a prompt through one whole layer in the shapes of a model, attention and all, without its head.
+    """The middle of a prompt through a model without its head, attention and all.
+
+    A model of random weights, whose layers are all alike, has one of them.
 
     Args:
-        name: one of :data:`benchmarks.models.RANDOM`.
+        name: one of :data:`benchmarks.models.NAMES`.
         directory: where its files go.
+
+    Attributes:
+        layers: how many there are.
+        attention: multiply-accumulates of attention by those of the linear layers.
     """
 
     def __init__(self, name: str, directory: Path) -> None:
-        shape, mix = models.RANDOM[name]
-        one = replace(getattr(random_weights, shape), layers=1, vocab=VOCABULARY)
-        bundle = ryzc.build(random_weights.write(directory / f"{name}.gguf", one, mix), directory / f"{name}.ryzc")
-        self._model = CompiledModel(bundle, context=PROMPT, threads=1)
+        file = _one_layer(name, directory) if name in models.RANDOM else models.find(name).path
+        self._model = CompiledModel(ryzc.build(file, directory / f"{name}.ryzc"), context=PROMPT, threads=1)
         pages = PagePool(self._model.pages, self._model.page_tokens, self._model.page_table)
         pages.resize(0, PROMPT)
-        self._step(0, PROMPT - END)
-        self._macs = round(bench.step_work(self._model.plan, [(PROMPT - END, END)], 0).linear_macs)
+        self._step(0, FIRST)
+        work = bench.step_work(self._model.plan, [(FIRST, MIDDLE)], 0)
+        self._macs = round(work.linear_macs)
+        self.layers = self._model.plan.kv.layers
+        self.attention = work.attention_macs / work.linear_macs
 
     def run(self) -> int:
-        """Take in the last tokens; the multiply-accumulates of the linear layers."""
-        self._step(PROMPT - END, PROMPT)
+        """Take in these tokens; the multiply-accumulates of the linear layers."""
+        self._step(FIRST, FIRST + MIDDLE)
         return self._macs
+
+    @property
+    def name(self) -> str:
+        """What of a prompt this is."""
+        layers = "a layer" if self.layers == 1 else f"{self.layers} layers"
+        return f"{layers}, tokens {FIRST} to {FIRST + MIDDLE} of {PROMPT}"
 
     def _step(self, first: int, end: int) -> None:
         self._model.step([at % VOCABULARY for at in range(first, end)], range(first, end), [0] * (end - first), [])
+
+
+def _one_layer(name: str, directory: Path) -> Path:
+    shape, mix = models.RANDOM[name]
+    one = replace(getattr(random_weights, shape), layers=1, vocab=VOCABULARY)
+    return random_weights.write(directory / f"{name}.gguf", one, mix)
 
 
 class Core:
@@ -160,12 +180,12 @@ def main() -> None:
     parser.add_argument("-r", "--rounds", type=int, default=100)
     parser.add_argument("--formats", default="q4_0", help=f"of the linear layers, e.g. {','.join(FORMATS)}")
     parser.add_argument(
-        "--models", default="llama-1b-q4_0", help=f"of which a layer takes in a prompt, of {', '.join(models.RANDOM)}"
+        "--models", default="llama-1b-q4_0", help=f"that take in a prompt, of {', '.join(models.NAMES)}"
     )
     options = parser.parse_args()
     target = targets.get("native")
     isa = instruction_sets.BY_NAME[target.isa]
-    core, works = Core(target, isa), dict[str, Callable[[], int]]()
+    core, works, attention = Core(target, isa), dict[str, Callable[[], int]](), dict[str, float]()
     for name in filter(None, options.formats.split(",")):
         layer = Layer(target, isa, name)
         works |= {f"{name}, batch {batch}": partial(layer.run, batch) for batch in BATCHES}
@@ -173,8 +193,10 @@ def main() -> None:
     print(f"{facts['cpu']}, code for {target.name}, commit {facts['commit']}; {options.rounds} rounds, one thread\n")
     with tempfile.TemporaryDirectory() as directory:
         for name in filter(None, options.models.split(",")):
-            works[f"{name}, a layer, tokens {PROMPT - END} to {PROMPT}"] = Prompt(name, Path(directory)).run
-        print(as_markdown(measure(core, works, options.rounds)))
+            prompt = Prompt(name, Path(directory))
+            works[f"{name}, {prompt.name}"] = prompt.run
+            attention[f"{name}, {prompt.name}"] = prompt.attention
+        print(as_markdown(measure(core, works, options.rounds), attention))
 
 
 def measure(core: Core, works: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[Moment]]:
@@ -192,8 +214,11 @@ def measure(core: Core, works: dict[str, Callable[[], int]], rounds: int) -> dic
     return found
 
 
-def as_markdown(found: dict[str, list[Moment]]) -> str:
-    """What of the int8 peak each piece of work reaches alone on its core, and beside somebody else."""
+def as_markdown(found: dict[str, list[Moment]], attention: dict[str, float]) -> str:
+    """What of the int8 peak each piece of work reaches alone on its core, and beside somebody else.
+
+    Where ``attention`` says how much of it there is beside linear layers, a second share counts it, too.
+    """
     looks = [look for moments in found.values() for moment in moments for look in moment.issued]
     best = max(sorted(looks)[len(looks) * 19 // 20], LEAST)
     alone = [look for look in looks if look >= ALONE * best]
@@ -209,9 +234,16 @@ def as_markdown(found: dict[str, list[Moment]]) -> str:
             [m.share for m in moments if min(m.issued) >= ALONE * best],
             [m.share for m in moments if max(m.issued) <= SHARED * best],
         ]
-        cells = (f"{statistics.median(some):.0%} | {len(some)}" if some else "– | 0" for some in kept)
+        cells = (
+            f"{_shares(statistics.median(some), attention.get(name))} | {len(some)}" if some else "– | 0"
+            for some in kept
+        )
         table.append(f"| {name} | {' | '.join(cells)} |")
     return "; ".join(seen) + "\n".join(table)
+
+
+def _shares(share: float, attention: float | None) -> str:
+    return f"{share:.0%}" if attention is None else f"{share:.0%} ({share * (1 + attention):.0%} with attention)"
 
 
 def _once(work: Callable[[], int]) -> float:

@@ -42,13 +42,16 @@ def test_a_prompt_goes_through_a_whole_layer(tmp_path: Path) -> None:
     prompt = Prompt("llama-1b-q4_0", tmp_path)
     hidden, keys, feed_forward = 2048, 512, 8192
     weights = hidden * (2 * hidden + 2 * keys + 3 * feed_forward)
-    assert prompt.run() == prompt.run() == sharing.END * weights
+    assert prompt.run() == prompt.run() == sharing.MIDDLE * weights
+    seen = sum(range(sharing.FIRST + 1, sharing.FIRST + sharing.MIDDLE + 1))
+    assert prompt.attention == pytest.approx(2 * hidden * seen / (sharing.MIDDLE * weights))
+    assert prompt.name == "a layer, tokens 192 to 320 of 512"
 
 
 def test_what_was_timed_beside_others_stands_apart() -> None:
     alone = [Moment((6.0, 5.9), 0.7)] * 30
     found = {"a": [*alone, Moment((3.0, 3.1), 0.5), Moment((6.0, 3.0), 0.1)], "b": [Moment((4.5, 4.5), 0.6)]}
-    lines = sharing.as_markdown(found).splitlines()
+    lines = sharing.as_markdown(found, {"b": 0.1}).splitlines()
     assert lines[0] == (
         "92% of looks saw a core of our own, at 6.0 instructions a cycle; "
         "5% of looks saw a shared one, at 3.0 instructions a cycle"
@@ -57,6 +60,6 @@ def test_what_was_timed_beside_others_stands_apart() -> None:
 
 
 def test_the_best_look_may_have_been_shared() -> None:
-    lines = sharing.as_markdown({"a": [Moment((3.0, 3.1), 0.5)] * 9}).splitlines()
+    lines = sharing.as_markdown({"a": [Moment((3.0, 3.1), 0.5)] * 9}, {"a": 0.1}).splitlines()
     assert lines[0] == "100% of looks saw a shared one, at 3.0 instructions a cycle"
-    assert lines[-1] == "| a | – | 0 | 50% | 9 |"
+    assert lines[-1] == "| a | – | 0 | 50% (55% with attention) | 9 |"
