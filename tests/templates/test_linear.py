@@ -12,12 +12,15 @@ from harness import RUNNABLE, examples, for_every_isa, frozen, run, same_bits
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ryzc import formats
+from ryzc import formats, targets
+from ryzc.codegen import isa as instruction_sets
+from ryzc.errors import UnsupportedError
 from ryzc.formats import AffineFormat, Codes, WeightFormat, lanes
 from ryzc.formats.weight_format import U8
 from ryzc.lower.weights import Matrix, pack_gated
 from ryzc.templates.kernels import activations as act
-from ryzc.templates.kernels import linear, linear_f32
+from ryzc.templates.kernels import linear, linear_f32, schedule
+from ryzc.templates.kernels.epilogue import Epilogue
 from ryzc.templates.kernels.gate import Gate
 from ryzc.templates.kernels.linear import Linear
 from ryzc.templates.kernels.linear_f32 import LinearF32
@@ -219,6 +222,42 @@ def test_gate_equals_the_fused_layer(target: str, activation: str) -> None:
     operands = [frozen(pack_gated(*matrices, "gated")), *in_rows(codes, scales), fused]
     run(Linear("q4_1", 96, 64, activation, 48), target, operands, token_count=7)
     assert same_bits(apart, fused)
+
+
+@for_every_isa
+@pytest.mark.parametrize("epilogue", ["store", "residual", "silu"])
+@pytest.mark.parametrize(("name", "k"), [("q4_1", 64), ("q5_0", 1280), ("q6_k", 1536)])
+def test_panels_change_no_bit(target: str, epilogue: str, name: str, k: int) -> None:
+    """K is one stretch, or two or three; tokens fill tiles of every width, or less than the widest."""
+    rng = np.random.default_rng(13)
+    fmt = formats.get(name)
+    assert isinstance(fmt, AffineFormat)
+    rows, gated = 45, epilogue == "silu"
+    if gated:
+        halves = [random_weights(fmt, rows, k, rng) for _ in range(2)]
+        matrices = [Matrix("w", name, rows, k, lambda stored=stored: stored) for stored in halves]  # type: ignore[misc]
+        packed = frozen(pack_gated(*matrices, "gated"))
+    else:
+        packed = frozen(lanes.pack(fmt, random_weights(fmt, rows, k, rng)))
+    codes, scales = act.quantize(rng.normal(size=(27, k)).astype(np.float32))
+    before = rng.normal(size=(27, rows)).astype(np.float32)
+
+    def multiplied(method: str, count: int) -> F32:
+        out = before[:count].copy() if epilogue == "residual" else np.full((count, rows), np.nan, np.float32)
+        kernel = Linear(name, rows << gated, k, epilogue, rows, schedule=(f"512:{method}",))
+        run(kernel, target, [packed, *in_rows(codes[:count], scales[:count]), out], threads=2, token_count=count)
+        return out
+
+    isa = instruction_sets.BY_NAME[targets.get(target).isa]
+    panels = {found.partition("-p1024")[0] for found in schedule.methods(isa) if found.startswith("panel")}
+    for method in sorted(panels):
+        for count in (3, 27):
+            assert same_bits(multiplied(method, count), multiplied("direct-4x2", count)), (method, count)
+
+
+def test_gate_and_up_are_multiplied_together() -> None:
+    with pytest.raises(UnsupportedError, match="1 vectors a panel are no pairs"):
+        Epilogue("silu", 64, 32).together(16, 1)
 
 
 def _any_weights(fmt: WeightFormat, n: int, k: int, rng: np.random.Generator) -> U8:

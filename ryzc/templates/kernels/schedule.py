@@ -3,7 +3,7 @@
 A method is written ``direct-8x1``, ``direct-1x2-p1024`` or ``panel-6x2``:
 
 * ``direct`` decodes packed weights in registers, again for every tile of tokens; ``panel`` first takes a
-  stretch of a weight tile apart into the L1 cache, and then reads it for up to 64 tokens; ``lookup`` finds sums
+  stretch of a weight tile apart into the L1 cache, and then reads it for up to 192 tokens; ``lookup`` finds sums
   in tables that are made of a token's activations (:mod:`.bit_lookup`);
 * ``6x2``: six tokens times two vectors of rows are summed while weights pass by once;
 * ``p1024``: weights are asked for 1024 bytes ahead of their use.
