@@ -46,7 +46,8 @@ class Turn:
     Attributes:
         index: its place in the sequence.
         more: whether another one follows.
-        keys, next_keys, later_keys: of this head in the page and in the next two, or in the last where there are fewer.
+        keys, next_keys, later_keys: of this head in the page and in the next two; where there are fewer, of the next
+            head in the first page, which may not exist.
     """
 
     index: Value
@@ -89,9 +90,14 @@ class Rows(ABC):
         fn, size = self.fn, self.pages.page_tokens
         first, last = self._oldest(position) // size, (position + (self.tokens - 1)) // size
         self.begin(first, self.pages.keys(table, first, kv_head))
+        beyond = self.pages.keys(table, first, kv_head + 1)
         with fn.loop(first, last + 1, 1, [fn.const(VECTOR, LOWEST)]) as page:
-            keys = [self.pages.keys(table, fn.below(page.index + ahead, last), kv_head) for ahead in range(3)]
-            turn = Turn(page.index, page.index.compare("<", last), *keys)
+            later = []
+            for index in (page.index + 1, page.index + 2):
+                keys = self.pages.keys(table, fn.below(index, last), kv_head)
+                later.append(index.compare("<=", last).select(keys, beyond))
+            here = self.pages.keys(table, page.index, kv_head)
+            turn = Turn(page.index, page.index.compare("<", last), here, *later)
             page.values = [self.page(position - page.index * size, page.values[0], turn)]
 
     def write(self, out: Value, stride: int) -> None:

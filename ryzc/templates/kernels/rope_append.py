@@ -71,6 +71,8 @@ class RopeAppend(Kernel):
             token, kv_head = items.index // self.kv_heads, items.index % self.kv_heads
             angles = [fn.at(fn.args[o], token * (head_bytes // 2)) for o in ("cos", "sin")]
             qkv = fn.at(fn.args["qkv"], token * (row_heads * head_bytes))
+            keys, slot = self._place(fn, pages, token, kv_head)
+            self._ask(pages, keys, slot)
             with fn.loop(0, group) as heads:
                 head = kv_head * group + heads.index
                 out = fn.at(fn.args["q"], (token * self.heads + head) * head_bytes)
@@ -78,13 +80,18 @@ class RopeAppend(Kernel):
                 if format_.transformed:
                     hadamard(fn, out, self.head_dim, pages.block)
             self._rotate(fn, fn.at(qkv, (kv_head + self.heads) * head_bytes), "k_weight", angles, scratch)
-            keys, slot = self._place(fn, pages, token, kv_head)
             v = fn.at(qkv, (kv_head + (self.heads + self.kv_heads)) * head_bytes)
             store = self._store_floats
             if format_.coded:
                 store = self._store_codes if format_.transformed else self._store_pairs
             store(isa, pages, scratch, v, keys, slot)
         fn.finish()
+
+    def _ask(self, pages: Pages, keys: Value, slot: Value) -> None:
+        """Ask for the lines that a slot's key will be written to, one for each element or word of codes of it."""
+        word = 4 if KV_FORMATS[self.dtype].coded else pages.size
+        for at in range(0, self.head_dim * pages.key_bits // 8, word):
+            pages.fn.prefetch(keys, slot * word, at * self.page_tokens, write=True)
 
     def _store_floats(self, isa: Isa, pages: Pages, k: Value, v: Value, keys: Value, slot: Value) -> None:
         """Store a head's key and value, ``float32 [D]``, in a slot."""
