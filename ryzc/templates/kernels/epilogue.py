@@ -43,13 +43,8 @@ class Epilogue:
         tokens. Of a gated tile the rows of the gate and their partners of up go together.
         """
         half = TILE // 2
-        if self.gated:
-            span, stop = half if wide else lanes, half
-            firsts = [row for first in range(0, span, lanes) for row in (first, first + half)]
-        else:
-            span, stop = TILE if wide or lanes == half else lanes, TILE
-            firsts = list(range(0, span, lanes))
-        with fn.loop(0, stop, span) as loop:
+        span, firsts = self.together(lanes, TILE // lanes if wide or lanes == half else 1 + self.gated)
+        with fn.loop(0, half if self.gated else TILE, span) as loop:
             yield [loop.index + first for first in firsts]
 
     def together(self, lanes: int, vectors: int) -> tuple[int, list[int]]:

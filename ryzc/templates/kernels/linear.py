@@ -163,7 +163,7 @@ class _Stretch:
 
 @dataclass(frozen=True)
 class _Multiply:
-    """Sums of a weight tile over some tokens, by one method, into ``sums`` ``[token][32 rows]``."""
+    """Results of a weight tile for some tokens, by one method; sums wait in ``sums`` ``[token][32 rows]``."""
 
     fn: Function
     isa: Isa

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -83,8 +84,8 @@ class RopeAppend(Kernel):
             v = fn.at(qkv, (kv_head + (self.heads + self.kv_heads)) * head_bytes)
             store = self._store_floats
             if format_.coded:
-                store = self._store_codes if format_.transformed else self._store_pairs
-            store(isa, pages, scratch, v, keys, slot)
+                store = partial(self._store_codes if format_.transformed else self._store_pairs, isa)
+            store(pages, scratch, v, keys, slot)
         fn.finish()
 
     def _ask(self, pages: Pages, keys: Value, slot: Value) -> None:
@@ -93,9 +94,8 @@ class RopeAppend(Kernel):
         for at in range(0, self.head_dim * pages.key_bits // 8, word):
             pages.fn.prefetch(keys, slot * word, at * self.page_tokens, write=True)
 
-    def _store_floats(self, isa: Isa, pages: Pages, k: Value, v: Value, keys: Value, slot: Value) -> None:
+    def _store_floats(self, pages: Pages, k: Value, v: Value, keys: Value, slot: Value) -> None:
         """Store a head's key and value, ``float32 [D]``, in a slot."""
-        del isa
         fn = pages.fn
         with fn.loop(0, self.head_dim) as d:
             element = fn.load(F32, k, d.index << 2, align=4)
