@@ -97,7 +97,7 @@ FEATURES = {
     "lahf_lm": _Bit(0x80000001, 0, _ECX, 0),
     "abm": _Bit(0x80000001, 0, _ECX, 5),
 }
-"""The features that targets ask for, by their names in ``/proc/cpuinfo``."""
+"""The features that targets ask for, or asked for when older bundles were built; named as in ``/proc/cpuinfo``."""
 _OSXSAVE = _Bit(1, 0, _ECX, 27)
 
 

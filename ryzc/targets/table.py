@@ -2,8 +2,8 @@
 
 A target's ``features`` are all that its code may use. LLVM's model of a CPU knows more, which a
 hypervisor may well hide and compiled kernels have no use for: random numbers, cache control, system
-instructions. ``llvm_features`` switches these off, so that a CPU with a target's features runs
-whatever was compiled for it.
+instructions, bfloat16 arithmetic. ``llvm_features`` switches these off, so that a CPU with a target's
+features runs whatever was compiled for it, Intel's since Ice Lake what was compiled for Zen 4.
 
 x86-64-v4 has AVX-512 but not its VNNI part, without which 512-bit integer dot products gain little:
 its integer dot products are the AVX2 ones, while floats may use 512-bit registers.
@@ -30,7 +30,7 @@ _V3 = _V2 | _set("abm avx avx2 bmi1 bmi2 f16c fma movbe")
 _V4 = _V3 | _set("avx512bw avx512cd avx512dq avx512f avx512vl")
 _ZEN1 = _V3 | _set("aes pclmulqdq")
 _ZEN3 = _ZEN1 | _set("vaes vpclmulqdq")
-_ZEN4_ALONE = "avx512_bf16 avx512_bitalg avx512_vbmi2 avx512_vnni avx512_vpopcntdq avx512ifma avx512vbmi gfni"
+_ZEN4_ALONE = "avx512_bitalg avx512_vbmi2 avx512_vnni avx512_vpopcntdq avx512ifma avx512vbmi gfni"
 _ZEN4 = _ZEN3 | _V4 | _set(_ZEN4_ALONE)
 _ZEN5 = _ZEN4 | _set("avx_vnni")
 
@@ -41,7 +41,8 @@ _ZEN1_OFF = (
 )
 _ZEN2_OFF = f"{_ZEN1_OFF},-clwb,-rdpid,-rdpru,-wbnoinvd"
 _ZEN3_OFF = f"{_ZEN2_OFF},-fsrm,-invpcid,-pku,-shstk"
-_ZEN5_OFF = f"{_ZEN3_OFF},-avx512vp2intersect,-movdir64b,-movdiri,-prefetchi"
+_ZEN4_OFF = f"{_ZEN3_OFF},-avx512bf16"
+_ZEN5_OFF = f"{_ZEN4_OFF},-avx512vp2intersect,-movdir64b,-movdiri,-prefetchi"
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ TARGETS = (
     Target(
         name="znver4",
         llvm_cpu="znver4",
-        llvm_features=_ZEN3_OFF,
+        llvm_features=_ZEN4_OFF,
         features=_ZEN4,
         vector_bits=512,
         isa="avx512_vnni",

@@ -52,6 +52,13 @@ ZEN4 = Machine("AMD Ryzen 9 7950X 16-Core Processor", 0x19, 0x61, _ZEN4)
 ZEN5 = Machine("AMD Ryzen 9 9950X 16-Core Processor", 0x1A, 0x44, f"{_ZEN4} avx_vnni movdiri movdir64b")
 SKYLAKE = Machine("Intel(R) Core(TM) i7-6700K CPU @ 4.00GHz", 6, 94, f"{_V3} aes pclmulqdq rdseed adx", "GenuineIntel")
 SKYLAKE_X = Machine("Intel(R) Xeon(R) Gold 6130 CPU", 6, 85, f"{SKYLAKE.flags} {_AVX512}", "GenuineIntel")
+ICE_LAKE = Machine(
+    "Intel(R) Xeon(R) Gold 6330 CPU",
+    6,
+    106,
+    " ".join(flag for flag in _ZEN4.split() if flag not in ("sse4a", "clzero", "avx512_bf16")),
+    "GenuineIntel",
+)
 SANDY_BRIDGE = Machine(
     "Intel(R) Core(TM) i5-2500K CPU",
     6,

@@ -62,6 +62,10 @@ define void @scale(ptr %p, float %x) {
   store <16 x float> %d, ptr %p
   ret void
 }
+define <16 x bfloat> @narrow(<16 x float> %x) {
+  %y = fptrunc <16 x float> %x to <16 x bfloat>
+  ret <16 x bfloat> %y
+}
 define <8 x i32> @dot(<8 x i32> %acc, <32 x i8> %a, <32 x i8> %b) {
   %c = zext <32 x i8> %a to <32 x i32>
   %d = sext <32 x i8> %b to <32 x i32>
@@ -91,7 +95,7 @@ def assembly(name: str) -> str:
 
 @pytest.mark.parametrize("name", targets.names())
 def test_llvm_uses_nothing_that_no_target_promises(name: str) -> None:
-    assert not re.search(r"movnts[sd]\b.*xmm|prefetchw|rdtscp|rdpru|\bxsave|tpause|sha256|movdir", assembly(name))
+    assert not re.search(r"movnts[sd]\b.*xmm|prefetchw|rdtscp|rdpru|\bxsave|tpause|sha256|movdir|bf16", assembly(name))
 
 
 @pytest.mark.parametrize("name", ["x86-64-v3", "znver1", "znver2", "znver3"])
@@ -117,6 +121,7 @@ def test_what_is_switched_off_would_be_used_otherwise() -> None:
     plain = compile_for("znver4", "").stdout
     assert "movntss" in plain
     assert "prefetchw" in plain
+    assert "vcvtneps2bf16" in plain
 
 
 INTRINSICS = {
