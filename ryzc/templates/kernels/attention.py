@@ -26,6 +26,9 @@ from ryzc.templates.kernels.attention_rows import LANES, MOST, Rows
 from ryzc.templates.kernels.kernel import Kernel, begin, context_field, mine, require_multiple
 from ryzc.templates.kernels.pages import Pages
 
+SPAN = 16
+"""Blocks of a prompt's tokens that meet a head's keys and values before the next head does."""
+
 
 @dataclass(frozen=True)
 class Attention(Kernel):
@@ -72,17 +75,21 @@ class Attention(Kernel):
         apart = make(isa, pages, 1, self.group // 2 if self.group % 2 == 0 else 1, self.window)
         count = context_field(fn, "token_count")
         few = (count * (self.heads // self.group)).compare("<", fn.args["threads"])
-        with fn.loop(0, count, width) as block:
-            end = block.index + width
-            last = fn.below(end, count)
-            run = self._is_run(fn, block.index, last, width)
-            with fn.when(run):
-                self._share(pages, together, block.index, block.index // width)
-            with fn.loop(run.select(last, block.index), last) as token:
-                with fn.when(few):
-                    self._share(pages, apart, token.index, token.index)
-                with fn.when(few ^ 1):
-                    self._share(pages, alone, token.index, token.index)
+        with fn.loop(0, count, width * SPAN) as span:
+            stop = fn.below(span.index + width * SPAN, count)
+            whole = self._is_run(fn, span.index, stop, width * SPAN)
+            size = whole.select(fn.i64(width * SPAN), width)
+            with fn.loop(0, (stop - span.index + (size - 1)) // size) as part:
+                first = span.index + part.index * size
+                last = fn.below(first + size, stop)
+                run = whole | self._is_run(fn, first, last, width)
+                with fn.when(run):
+                    self._share(pages, together, first, last)
+                with fn.loop(run.select(last, first), last) as token:
+                    with fn.when(few):
+                        self._share(pages, apart, token.index, token.index + 1)
+                    with fn.when(few ^ 1):
+                        self._share(pages, alone, token.index, token.index + 1)
         fn.finish()
 
     def _is_run(self, fn: Function, first: Value, last: Value, width: int) -> Value:
@@ -94,19 +101,22 @@ class Attention(Kernel):
             token.values = [token.values[0] & follows]
         return token.results[0]
 
-    def _share(self, pages: Pages, rows: Rows, token: Value, item: Value) -> None:
-        """Attend for this thread's share of the heads, for the tokens from one on.
+    def _share(self, pages: Pages, rows: Rows, first: Value, last: Value) -> None:
+        """Attend for this thread's share of the heads, for tokens ``first .. last``, as many at a time as rows hold.
 
-        Threads take items in turn: of a prompt the later ones cost more.
+        A head's keys and values stay in the cache until all these tokens have met them. Threads take items in turn: of
+        a prompt the later ones cost more.
         """
         fn, units = pages.fn, self.heads // rows.group
-        position, sequence = _place(fn, token)
         stride = 4 * self.heads * self.head_dim
-        with fn.loop(0, units) as unit, fn.when(mine(fn, item * units + unit.index)):
-            offset = token * stride + unit.index * (4 * rows.group * self.head_dim)
-            rows.read(fn.at(fn.args["q"], offset), stride, self.scale)
-            rows.attend(pages.table(sequence), unit.index // (units // self.kv_heads), position)
-            rows.write(fn.at(fn.args["out"], offset), stride)
+        with fn.loop(0, units) as unit, fn.loop(first, last, rows.tokens) as token:
+            item = token.index // rows.tokens * units + unit.index
+            with fn.when(mine(fn, item)):
+                position, sequence = _place(fn, token.index)
+                offset = token.index * stride + unit.index * (4 * rows.group * self.head_dim)
+                rows.read(fn.at(fn.args["q"], offset), stride, self.scale)
+                rows.attend(pages.table(sequence), unit.index // (units // self.kv_heads), position)
+                rows.write(fn.at(fn.args["out"], offset), stride)
 
 
 KERNEL = Attention

@@ -33,7 +33,7 @@ from ryzc.templates.kernels.attention_rows import (
     LEAST,
     VECTOR,
     VECTOR_BYTES,
-    Rows,
+    PageRows,
     Turn,
     joined,
     row_maxima,
@@ -81,7 +81,7 @@ class _Group:
     zeros: list[Value] | None
 
 
-class CodeRows(Rows):
+class CodeRows(PageRows):
     """Rows over a cache of codes."""
 
     def __init__(self, isa: Isa, pages: Pages, tokens: int, group: int, window: int) -> None:
@@ -143,7 +143,7 @@ class CodeRows(Rows):
         new = self.rise(best, scores)
         for row, found in enumerate(scores):
             self._ask(turn.later_keys, 1, fn.i64(row), self.count)
-            for v, chance in enumerate(self.chances(row, found, visible, LEAST)):
+            for v, chance in enumerate(self.chances(row, found, visible[row // self.group], LEAST)):
                 fn.store(chance, here, row * 4 * pages.page_tokens + v * VECTOR_BYTES, align=64)
         self._quantize(values, visible, here)
         add = self._add_bytes if pages.value_bits == 8 else self._add_nibbles

@@ -16,11 +16,11 @@ import math
 
 from ryzc.codegen.isa import Isa
 from ryzc.codegen.vector import F32, Value
-from ryzc.templates.kernels.attention_rows import LANES, VECTOR, VECTOR_BYTES, Rows, Turn, tile
+from ryzc.templates.kernels.attention_rows import LANES, VECTOR, VECTOR_BYTES, PageRows, Turn, tile
 from ryzc.templates.kernels.pages import Pages
 
 
-class FloatRows(Rows):
+class FloatRows(PageRows):
     """Rows over a cache of f16 or f32."""
 
     def __init__(self, isa: Isa, pages: Pages, tokens: int, group: int, window: int) -> None:
@@ -44,7 +44,7 @@ class FloatRows(Rows):
         scores = self.masked(scores, visible)
         new = self.rise(best, scores)
         for row, found in enumerate(scores):
-            for v, chance in enumerate(self.chances(row, found, visible)):
+            for v, chance in enumerate(self.chances(row, found, visible[row // self.group])):
                 fn.store(chance, self.weights, row * self.weight_bytes + v * VECTOR_BYTES, align=64)
         self._values(slot, keys, next_keys)
         return new

@@ -78,27 +78,8 @@ class Rows(ABC):
         """Take queries ``[tokens][group][D]``, the tokens ``stride`` bytes apart, and start from nothing."""
 
     @abstractmethod
-    def page(self, slot: Value, best: Value, turn: Turn) -> Value:
-        """Take in a page; the first token sits at ``slot`` counted from its start. Returns the largest scores."""
-
-    def begin(self, first: Value, keys: Value) -> None:
-        """Prepare to take in pages; the place and the keys of the first are given."""
-        del first, keys
-
     def attend(self, table: Value, kv_head: Value, position: Value) -> None:
         """Go through the pages that the rows see; ``position`` is the first token's."""
-        fn, size = self.fn, self.pages.page_tokens
-        first, last = self._oldest(position) // size, (position + (self.tokens - 1)) // size
-        self.begin(first, self.pages.keys(table, first, kv_head))
-        beyond = self.pages.keys(table, first, kv_head + 1)
-        with fn.loop(first, last + 1, 1, [fn.const(VECTOR, LOWEST)]) as page:
-            later = []
-            for index in (page.index + 1, page.index + 2):
-                keys = self.pages.keys(table, fn.below(index, last), kv_head)
-                later.append(index.compare("<=", last).select(keys, beyond))
-            here = self.pages.keys(table, page.index, kv_head)
-            turn = Turn(page.index, page.index.compare("<", last), here, *later)
-            page.values = [self.page(position - page.index * size, page.values[0], turn)]
 
     def write(self, out: Value, stride: int) -> None:
         """Results ``[tokens][group][D]``, the tokens ``stride`` bytes apart."""
@@ -156,16 +137,19 @@ class Rows(ABC):
 
     def chances(
         self,
-        row: int,
+        row: Value | int,
         scores: Sequence[Value],
-        visible: Sequence[Sequence[Value]],
+        visible: Sequence[Value],
         least: float = -125.0,
         step: Value | None = None,
     ) -> Iterator[Value]:
-        """What a row's scores of a page, in units of ``step``, count, vector by vector; its total will have them."""
+        """What a row's scores of a page, in units of ``step``, count, vector by vector; its total will have them.
+
+        ``visible`` says which of them the row sees.
+        """
         fn, highest = self.fn, self.of_row(self.best, row)
         total = fn.load(VECTOR, self.totals, row * VECTOR_BYTES, align=64)
-        for mask, score in zip(visible[row // self.group], scores, strict=True):
+        for mask, score in zip(visible, scores, strict=True):
             below = score - highest if step is None else fn.fma(score, step, -highest)
             chance = mask.select(exp2(fn, below, least), 0.0)
             total = total + chance
@@ -180,9 +164,9 @@ class Rows(ABC):
                 self.fn.store(zero, self.sums, row * self.head_bytes, d.index, align=64)
             self.fn.store(zero, self.totals, row * VECTOR_BYTES, align=64)
 
-    def of_row(self, vector: Value, row: int) -> Value:
+    def of_row(self, vector: Value, row: Value | int) -> Value:
         """A row's element, in all lanes, of a vector in memory that holds one a row."""
-        return self.fn.load(F32, vector, 4 * row, align=4).splat(LANES)
+        return self.fn.load(F32, vector, row * 4, align=4).splat(LANES)
 
     def rescale(self, scale: Value) -> None:
         """Multiply what was summed by one factor a row; nothing to do where all are one."""
@@ -201,6 +185,33 @@ class Rows(ABC):
         """Ask for lines of the next page while this one is at work: no CPU foresees where it lies."""
         for line in range(0, size, LINE):
             self.fn.prefetch(where, line, level=2)
+
+
+class PageRows(Rows):
+    """Rows that take in one page after another."""
+
+    @abstractmethod
+    def page(self, slot: Value, best: Value, turn: Turn) -> Value:
+        """Take in a page; the first token sits at ``slot`` counted from its start. Returns the largest scores."""
+
+    def begin(self, first: Value, keys: Value) -> None:
+        """Prepare to take in pages; the place and the keys of the first are given."""
+        del first, keys
+
+    def attend(self, table: Value, kv_head: Value, position: Value) -> None:
+        """Go through the pages that the rows see; ``position`` is the first token's."""
+        fn, size = self.fn, self.pages.page_tokens
+        first, last = self._oldest(position) // size, (position + (self.tokens - 1)) // size
+        self.begin(first, self.pages.keys(table, first, kv_head))
+        beyond = self.pages.keys(table, first, kv_head + 1)
+        with fn.loop(first, last + 1, 1, [fn.const(VECTOR, LOWEST)]) as page:
+            later = []
+            for index in (page.index + 1, page.index + 2):
+                keys = self.pages.keys(table, fn.below(index, last), kv_head)
+                later.append(index.compare("<=", last).select(keys, beyond))
+            here = self.pages.keys(table, page.index, kv_head)
+            turn = Turn(page.index, page.index.compare("<", last), here, *later)
+            page.values = [self.page(position - page.index * size, page.values[0], turn)]
 
 
 def row_maxima(rows: Sequence[Sequence[Value]]) -> Value:

@@ -44,20 +44,17 @@ def query_codes(fn: Function, x: Value, head_dim: int, block: int) -> tuple[list
     return codes, scales
 
 
-def wide_codes(fn: Function, x: Value, head_dim: int, *, kept: bool) -> tuple[list[Value], Value]:
-    """16-bit codes of ``float32 [head_dim]``, int32 in vectors of 16, and their scale: bfloat16 where it is kept."""
+def wide_codes(fn: Function, x: Value, head_dim: int) -> tuple[list[Value], Value]:
+    """16-bit codes of ``float32 [head_dim]``, int32 in vectors of 16, and their bfloat16 scale."""
     vectors = [fn.load(vec(F32, LANES), x, 4 * d, align=4) for d in range(0, head_dim, LANES)]
     squares = vectors[0] * vectors[0]
     for vector in vectors[1:]:
         squares = fn.fma(vector, vector, squares)
     norm = squares.sum().sqrt()
     none, zero = norm.compare("<", NORM_TINY), fn.const(F32, 0.0)  # a NaN is not nothing, and stays one
-    scale = norm / float(NORM)
-    if kept:
-        scale = _bfloat16(scale)
-    inverse = fn.const(F32, 1.0) / scale if kept else fn.const(F32, float(NORM)) / norm
-    codes = [(vector * none.select(zero, inverse).splat(LANES)).nearest() for vector in vectors]
-    return codes, none.select(zero, scale)
+    scale = _bfloat16(norm / float(NORM))
+    inverse = none.select(zero, fn.const(F32, 1.0) / scale).splat(LANES)
+    return [(vector * inverse).nearest() for vector in vectors], none.select(zero, scale)
 
 
 def two_bytes(codes: Value) -> tuple[Value, Value]:

@@ -107,13 +107,13 @@ class RopeAppend(Kernel):
     def _store_pairs(self, isa: Isa, pages: Pages, k: Value, v: Value, keys: Value, slot: Value) -> None:
         """Quantize a head's key and value, ``float32 [D]``, to codes of 16 bits, and store them in a slot."""
         fn = pages.fn
-        codes, scale = wide_codes(fn, k, self.head_dim, kept=True)
+        codes, scale = wide_codes(fn, k, self.head_dim)
         for i, vector in enumerate(codes):
             pairs = vector.to_int(I16).bits(vec(I32, LANES // 2))
             for p in range(LANES // 2):
                 fn.store(pairs.lane(p), keys, slot << 2, (LANES // 2 * i + p) * 4 * self.page_tokens, align=4)
         store_bfloat16(scale, pages.key_scales(keys), slot << 1)
-        codes, scale = wide_codes(fn, v, self.head_dim, kept=True)
+        codes, scale = wide_codes(fn, v, self.head_dim)
         values = fn.at(keys, pages.key_region)
         isa.store_part(codes, fn.at(values, (slot >> 1) * (4 * self.head_dim)), slot & 1, I16)
         store_bfloat16(scale, pages.value_scales(values), slot << 1)
