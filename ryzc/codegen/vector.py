@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeAlias
 
 from llvmlite import ir
@@ -27,6 +28,7 @@ LINE = 64
 _FLOATS = (ir.HalfType, ir.FloatType, ir.DoubleType)
 
 
+@cache
 def vec(element: ir.Type, lanes: int) -> ir.VectorType:
     """The type of a vector of ``lanes`` elements."""
     return ir.VectorType(element, lanes)
@@ -39,10 +41,25 @@ def element_of(type_: ir.Type) -> ir.Type:
 
 def constant(type_: ir.Type, value: Number | Sequence[Number]) -> ir.Constant:
     """A constant; one number is repeated over a vector's lanes."""
+    key = tuple(value) if isinstance(value, Sequence) else value
+    return _constant(type_, key, str(key))
+
+
+@cache
+def _constant(type_: ir.Type, value: Number | tuple[Number, ...], text: str) -> ir.Constant:
+    """The same object for the same constant: each remembers its text, which otherwise half of a build's time goes into.
+
+    ``text`` tells 0.0 from -0.0, which are equal.
+    """
+    del text
     if isinstance(type_, ir.VectorType):
-        numbers = list(value) if isinstance(value, Sequence) else [value] * type_.count
-        return ir.Constant(type_, numbers)
+        return ir.Constant(type_, list(value) if isinstance(value, tuple) else [value] * type_.count)
     return ir.Constant(type_, value)
+
+
+@cache
+def _undefined(type_: ir.Type) -> ir.Constant:
+    return ir.Constant(type_, ir.Undefined)
 
 
 class Value:
@@ -154,21 +171,21 @@ class Value:
 
     def splat(self, lanes: int) -> Value:
         """A scalar in every lane of a vector."""
-        undefined = ir.Constant(vec(self.type, lanes), ir.Undefined)
-        first = self.fn.builder.insert_element(undefined, self.ir, ir.Constant(I32, 0))
+        undefined = _undefined(vec(self.type, lanes))
+        first = self.fn.builder.insert_element(undefined, self.ir, constant(I32, 0))
         return Value(self.fn, first).shuffle([0] * lanes)
 
     def shuffle(self, indices: Sequence[int], other: Value | None = None) -> Value:
         """Lanes picked by index from this vector and, past its end, from ``other``."""
-        second = other.ir if other else ir.Constant(self.type, ir.Undefined)
-        mask = ir.Constant(vec(I32, len(indices)), list(indices))
+        second = other.ir if other else _undefined(self.type)
+        mask = constant(vec(I32, len(indices)), indices)
         return Value(self.fn, self.fn.builder.shuffle_vector(self.ir, second, mask))
 
     def lane(self, index: int) -> Value:
         """One lane as a scalar; of a scalar itself."""
         if not isinstance(self.type, ir.VectorType):
             return self
-        return Value(self.fn, self.fn.builder.extract_element(self.ir, ir.Constant(I32, index)))
+        return Value(self.fn, self.fn.builder.extract_element(self.ir, constant(I32, index)))
 
     def _fold(self, combine: Any) -> Value:
         value = self
@@ -292,7 +309,7 @@ class Function:
         for offset in offsets:
             if isinstance(offset, int) and offset == 0:
                 continue
-            raw = offset.ir if isinstance(offset, Value) else ir.Constant(I64, offset)
+            raw = offset.ir if isinstance(offset, Value) else constant(I64, offset)
             pointer = Value(self, self.builder.gep(pointer.ir, [raw], source_etype=I8))
         return pointer
 
