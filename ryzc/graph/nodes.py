@@ -232,20 +232,20 @@ def real(node: ir.Node, attribute: str) -> float:
 
 def is_affine(weight: ir.Value) -> bool:
     """Whether a weight comes from small integer codes with shared scales: decoded from them, or joined of only such."""
-    kinds = _formats_of(weight)
+    kinds = formats_of(weight)
     return bool(kinds) and all(isinstance(formats.get(kind), formats.AffineFormat) for kind in kinds)
 
 
 def is_ternary(weight: ir.Value) -> bool:
     """Whether a weight is decoded from the format ``ternary``, or joined of only such."""
-    return set(_formats_of(weight)) == {TERNARY}
+    return set(formats_of(weight)) == {TERNARY}
 
 
-def _formats_of(weight: ir.Value) -> list[str]:
+def formats_of(weight: ir.Value) -> list[str]:
     """The formats that a weight and all its joined parts are decoded from; none where one of them is not decoded."""
     node = producer(weight)
     if node is not None and node.op_type == "Concat":
-        parts = [_formats_of(operand(node, i)) for i in range(len(node.inputs))]
+        parts = [formats_of(operand(node, i)) for i in range(len(node.inputs))]
         return [kind for part in parts for kind in part] if all(parts) else []
     decoded = node is not None and node.op_type.startswith(DEQUANTIZE)
     return [node.op_type.removeprefix(DEQUANTIZE)] if node is not None and decoded else []

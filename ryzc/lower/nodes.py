@@ -30,6 +30,7 @@ from ryzc.templates.kernels.gate import Gate
 from ryzc.templates.kernels.kernel import Kernel
 from ryzc.templates.kernels.linear import Linear
 from ryzc.templates.kernels.linear_f32 import LinearF32
+from ryzc.templates.kernels.linear_quantize import LinearQuantize
 from ryzc.templates.kernels.norm import Norm
 from ryzc.templates.kernels.norm_add import NormAdd
 from ryzc.templates.kernels.norm_quantize import NormQuantize
@@ -210,6 +211,20 @@ def _linear_gated(planner: Planner, node: ir.Node) -> None:
     _gate(planner, node, _quantized_input(planner, node), gate, up)
 
 
+def _linear_gated_quantize(planner: Planner, node: ir.Node) -> None:
+    x = _quantized_input(planner, node)
+    (gate,), (up,) = matrices(_input(node, 2)), matrices(_input(node, 3))
+    activation, unit = str(attribute(node, "activation")), _unit(node.outputs[0])
+    packed, produce = _packed_gated(planner, gate, up)
+    shape = (packed.rows, packed.columns, activation, x.count)
+    kernel = LinearQuantize(packed.format, *shape, _unit(x.value), unit)
+    symbol = f"linear_quantize_{packed.format}_{packed.rows}x{packed.columns}_{activation}"
+    results = _quantized(planner, node, x.value, code_bytes(gate.rows), record_bytes(gate.rows))
+    operands = [planner.weight(packed, produce), *x.operands, *results]
+    planner.call(kernel, "linear_quantize", symbol, operands, node)
+    planner.macs_per_token += _macs([gate, up])
+
+
 def _bit_linear(planner: Planner, node: ir.Node) -> None:
     _store(planner, node, _ternary_input(planner, node), matrices(_input(node, 2)))
 
@@ -323,9 +338,7 @@ def _gate(planner: Planner, node: ir.Node, x: _Input, gate: Matrix, up: Matrix) 
     activation = str(attribute(node, "activation"))
     out = planner.buffer("gated", F32_BYTES * gate.rows, rows=x.rows)
     if gate.format == up.format:
-        packed = _packed([gate, up], planner)
-        packed = replace(packed, layout="gated" if packed.layout == "tiles" else packed.layout + GATED)
-        produce = partial(pack_gated, gate, up, packed.layout)
+        packed, produce = _packed_gated(planner, gate, up)
         _multiply(planner, node, x, packed, produce, activation, gate.rows, planner.operand(out))
     else:
         halves = [planner.buffer(name, F32_BYTES * gate.rows, rows=x.rows) for name in ("gate", "up")]
@@ -370,6 +383,13 @@ def _packed(group: Sequence[Matrix], planner: Planner) -> PackedWeight:
         offset=0,
         bytes=packed_bytes(name, rows, columns, layout),
     )
+
+
+def _packed_gated(planner: Planner, gate: Matrix, up: Matrix) -> tuple[PackedWeight, Produce]:
+    """Two matrices of one format, tiles of which hold rows of both."""
+    packed = _packed([gate, up], planner)
+    packed = replace(packed, layout="gated" if packed.layout == "tiles" else packed.layout + GATED)
+    return packed, partial(pack_gated, gate, up, packed.layout)
 
 
 def _macs(weights: Sequence[Matrix]) -> int:
@@ -502,6 +522,7 @@ _OWN: dict[str, Handler] = {
     "Linear": _linear,
     "LinearResidual": _linear_residual,
     "LinearGated": _linear_gated,
+    "LinearGatedQuantize": _linear_gated_quantize,
     "QuantizeTokens": _quantize_tokens,
     "NormQuantizeTokens": _norm_quantize_tokens,
     "BitLinear": _bit_linear,

@@ -7,9 +7,24 @@ part, keep float activations.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import onnx_ir as ir
 
-from ryzc.graph.nodes import FLOAT, dims, is_affine, make, name_of, nodes, operand, producer, real, replace
+from ryzc.graph.nodes import (
+    FLOAT,
+    dims,
+    formats_of,
+    is_affine,
+    make,
+    name_of,
+    nodes,
+    only_use,
+    operand,
+    producer,
+    real,
+    replace,
+)
 from ryzc.passes.pass_ import Pass, Report
 
 BLOCK = 32
@@ -46,13 +61,19 @@ class QuantizeActivations(Pass):
             )
             replace(graph, y, make(_INTEGER_FORMS[node.op_type], inputs, [(name_of(y), FLOAT, dims(y))], attributes))
             layers += 1
-        norms = sum(node.op_type == "NormQuantize" for node in quantized.values())
-        figures = {"int8_layers": layers, "float_layers": floats, "quantizations": len(quantized), "with_norm": norms}
+        kinds = Counter(node.op_type for node in quantized.values())
+        figures = {
+            "int8_layers": layers,
+            "float_layers": floats,
+            "quantizations": len(quantized),
+            "with_norm": kinds["NormQuantize"],
+            "with_gate": kinds["LinearGatedQuantize"],
+        }
         return Report(self.name, layers > 0, figures)
 
 
 def _quantize(x: ir.Value) -> ir.Node:
-    """The codes and scales of ``x``; a norm before it is computed in the same node."""
+    """The codes and scales of ``x``; a norm before it, or gated layers of one format, are computed in the same node."""
     tokens, k = dims(x)
     outputs: list[tuple[str, ir.DataType, list[int | str]]] = [
         (f"{name_of(x)}.codes", ir.DataType.INT8, [tokens, k]),
@@ -61,4 +82,8 @@ def _quantize(x: ir.Value) -> ir.Node:
     norm = producer(x, "RMSNormalization")
     if norm is not None:
         return make("NormQuantize", [operand(norm, 0), operand(norm, 1)], outputs, {"epsilon": real(norm, "epsilon")})
+    gated = producer(x, "LinearGated")
+    if gated is not None and only_use(x) and formats_of(operand(gated, 2)) == formats_of(operand(gated, 3)):
+        activation = gated.attributes["activation"].as_string()
+        return make("LinearGatedQuantize", gated.inputs, outputs, {"activation": activation})
     return make("Quantize", [x], outputs)

@@ -205,6 +205,11 @@ def test_gated(activation: str) -> None:
     codes, scales = run("Quantize", [x], 2)
     rough = run("LinearGated", [codes, scales, gate, up], activation=activation)[0]
     assert 0 < np.abs(rough - wanted).max() < 0.05 * np.abs(wanted).max()
+    gate, up = normal(1, 32, 64), normal(2, 32, 64)
+    rough = run("LinearGated", [codes, scales, gate, up], activation=activation)[0]
+    found = run("LinearGatedQuantize", [codes, scales, gate, up], 2, activation=activation)
+    for got, expected in zip(found, run("Quantize", [rough], 2), strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 def test_norms() -> None:

@@ -138,6 +138,7 @@ FINAL = {
     "Linear",
     "LinearResidual",
     "LinearGated",
+    "LinearGatedQuantize",
     "LinearF32",
     "LinearF32Residual",
     "LinearF32Gated",
@@ -182,25 +183,42 @@ def test_figures_and_counts_of_a_llama() -> None:
         "kv_layout": {"layers": 3},
         "select_rows": {"selections": 1},
         "quantize_tokens": {"bit_layers": 0, "quantizations": 0, "with_norm": 0},
-        "quantize_activations": {"int8_layers": 13, "float_layers": 0, "quantizations": 13, "with_norm": 7},
+        "quantize_activations": {
+            "int8_layers": 13,
+            "float_layers": 0,
+            "quantizations": 13,
+            "with_norm": 7,
+            "with_gate": 3,
+        },
         "dead_code": {"nodes": 0, "constants": 1},
     }
     assert text.counts(model) == {
         "Dequantize_q4_1": 22,
         "NormQuantize": 7,
-        "Quantize": 6,
+        "Quantize": 3,
         "LinearResidual": 6,
         "Linear": 4,
         "Concat": 3,
         "RopeAppendInt16": 3,
         "PagedAttentionInt16": 3,
-        "LinearGated": 3,
+        "LinearGatedQuantize": 3,
         "RopeAngles": 1,
         "Embedding": 1,
         "Gather": 1,
     }
     weight = next(n for n in model.graph if n.name == "blk.0.ffn_up.weight.f32").outputs[0]
     assert (weight.metadata_props["ryzc.format"], weight.metadata_props["ryzc.bits"]) == ("q4_1", "5.0")
+
+
+def test_gates_are_quantized_where_both_weights_have_one_format() -> None:
+    model = models.load(llama(layers=8, mix=("q4_0", "q8_0"))).ir_model
+    pipeline.run(model)
+    for kind, same in (("LinearGatedQuantize", True), ("LinearGated", False)):
+        found = list(nodes.nodes(model.graph, kind))
+        assert found
+        for node in found:
+            gate, up = (nodes.formats_of(nodes.operand(node, i)) for i in (2, 3))
+            assert (gate == up) is same
 
 
 def test_gemma3_norms_after_blocks_join_the_residual() -> None:

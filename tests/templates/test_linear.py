@@ -24,6 +24,7 @@ from ryzc.templates.kernels.epilogue import Epilogue
 from ryzc.templates.kernels.gate import Gate
 from ryzc.templates.kernels.linear import Linear
 from ryzc.templates.kernels.linear_f32 import LinearF32
+from ryzc.templates.kernels.linear_quantize import LinearQuantize
 
 F32 = npt.NDArray[np.float32]
 AFFINE = [name for name in formats.names() if isinstance(formats.get(name), AffineFormat)]
@@ -222,6 +223,43 @@ def test_gate_equals_the_fused_layer(target: str, activation: str) -> None:
     operands = [frozen(pack_gated(*matrices, "gated")), *in_rows(codes, scales), fused]
     run(Linear("q4_1", 96, 64, activation, 48), target, operands, token_count=7)
     assert same_bits(apart, fused)
+
+
+@for_every_isa
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "relu2"])
+@pytest.mark.parametrize(("name", "k"), [("q4_1", 64), ("q5_0", 1280), ("q6_k", 256)])
+def test_quantized_gates_have_the_codes_of_the_gate(target: str, activation: str, name: str, k: int) -> None:
+    """Batches are decoded in registers or by panels, fill groups of eight tokens or not, and may be of zeros."""
+    rng = np.random.default_rng(17)
+    fmt = formats.get(name)
+    assert isinstance(fmt, AffineFormat)
+    rows = 160
+    halves = [random_weights(fmt, rows, k, rng) for _ in range(2)]
+    matrices = [Matrix("w", name, rows, k, lambda stored=stored: stored) for stored in halves]  # type: ignore[misc]
+    packed = frozen(pack_gated(*matrices, "gated"))
+    x = rng.normal(size=(203, k)).astype(np.float32)
+    x[::7] = 0
+    codes, scales = act.quantize(x)
+    floats = np.full((len(x), rows), np.nan, np.float32)
+    inputs = [packed, *in_rows(codes, scales)]
+    run(Linear(name, 2 * rows, k, activation, rows), target, [*inputs, floats], token_count=len(x))
+    assert np.isfinite(floats).all()
+    assert floats.any()
+    wanted, wanted_scales = act.quantize(floats)
+    wanted_records = act.records(wanted, wanted_scales, 8)
+    for count, threads in ((1, 1), (2, 2), (8, 1), (13, 3), (33, 1), (97, 2), (203, 1), (203, 3)):
+        found = [np.full((count, size), 99, np.uint8) for size in (act.code_bytes(rows), act.record_bytes(rows))]
+        kernel = LinearQuantize(name, 2 * rows, k, activation, out_unit=8)
+        run(kernel, target, [*inputs, *found], threads=threads, token_count=count)
+        for got, expected in zip(found, (wanted, wanted_records), strict=True):
+            expected = expected[:count].reshape(count, -1).view(np.uint8)
+            assert np.array_equal(got[:, : expected.shape[1]], expected)
+            assert (got[:, expected.shape[1] :] == 99).all()
+
+
+def test_quantized_gates_need_whole_blocks() -> None:
+    with pytest.raises(UnsupportedError, match="rows is 96"):
+        LinearQuantize("q4_0", 96, 64, "silu")
 
 
 @for_every_isa

@@ -94,4 +94,11 @@ FUNCTIONS = (
         y = ai.ryzc.Gate<activation = @activation> (gate, up)
     }
     """,
+    """
+    LinearGatedQuantize <activation> (codes, scales, gate_weight, up_weight) => (gated_codes, gated_scales)
+    {
+        y = ai.ryzc.LinearGated<activation = @activation> (codes, scales, gate_weight, up_weight)
+        gated_codes, gated_scales = ai.ryzc.Quantize (y)
+    }
+    """,
 )

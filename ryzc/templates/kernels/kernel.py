@@ -22,7 +22,7 @@ from llvmlite import ir
 
 from ryzc.bundle import abi
 from ryzc.codegen.isa import Isa
-from ryzc.codegen.vector import F32, I32, I64, PTR, Function, Value
+from ryzc.codegen.vector import F32, I32, I64, LINE, PTR, Function, Value
 from ryzc.errors import UnsupportedError
 
 _TYPES = {"f32": F32, "i32": I32, "i64": I64, "ptr": PTR}
@@ -91,6 +91,15 @@ def share(fn: Function, items: Value | int) -> tuple[Value, Value]:
     total = items if isinstance(items, Value) else fn.i64(items)
     thread, threads = fn.args["thread"], fn.args["threads"]
     return (total * thread) // threads, (total * (thread + 1)) // threads
+
+
+def ask_for_next(fn: Function, row: Value, row_bytes: int, offset: Value | int, nbytes: int) -> None:
+    """Ask for what the next row has where this one has ``nbytes`` from byte ``offset`` on.
+
+    Rows of a prompt do not fit into a near cache, and what a CPU reads ahead by itself ends with each page of memory.
+    """
+    for line in range(0, nbytes, LINE):
+        fn.prefetch(row, offset, row_bytes + line)
 
 
 def mine(fn: Function, item: Value) -> Value:

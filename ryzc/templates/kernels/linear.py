@@ -11,7 +11,7 @@ has the same bits in every tile size, at every thread count and in every batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -68,24 +68,30 @@ class Linear(Kernel):
         return schedule.default(isa)
 
     def emit(self, module: ir.Module, isa: Isa, symbol: str) -> None:
-        fmt = formats.get(self.format)
-        assert isinstance(fmt, AffineFormat)
         epilogue = Epilogue(self.epilogue, self.rows, self.out_stride)
         fn = begin(module, symbol, self.operands)
-        weights, codes, records, out = (fn.args[o] for o in self.operands)
-        tokens = context_field(fn, self.count)
-        sums = fn.stack(F32, MOST * TILE)
-        reader = PackedBlocks(fn, fmt, isa.lanes, isa.field)
-        token_bytes = act.code_bytes(self.columns) + act.record_bytes(self.columns)
-        for method in schedule.each(fn, tokens, self.schedule or self.default_schedule(isa)):
-            multiply = _Multiply(fn, isa, reader, self.columns, self.unit, method, codes, records, sums)
-            with work_items(fn, -(-self.rows // TILE), tokens, token_bytes) as (tile, first, last):
-                results = _Results(fn, isa.lanes, epilogue, tile, out)
-                multiply.run(fn.at(weights, tile * tile_bytes(fmt, self.columns)), first, last, results)
+        tokens, entries = context_field(fn, self.count), self.schedule or self.default_schedule(isa)
+        for multiply in multiplications(fn, isa, self.format, self.columns, self.unit, tokens, entries):
+            with work_items(fn, -(-self.rows // TILE), tokens, multiply.token_bytes) as (tile, first, last):
+                multiply.run(tile, first, last, Results(fn, isa.lanes, epilogue, tile, fn.args["out"]))
         fn.finish()
 
 
 KERNEL = Linear
+
+
+def multiplications(
+    fn: Function, isa: Isa, fmt: str, columns: int, unit: int, tokens: Value, entries: tuple[str, ...]
+) -> Iterator[Multiplication]:
+    """Each method of a schedule, which multiplies the operands ``weights``, ``codes`` and ``records``."""
+    affine = formats.get(fmt)
+    assert isinstance(affine, AffineFormat)
+    weights, codes, records = (fn.args[name] for name in ("weights", "codes", "records"))
+    sums = fn.stack(F32, MOST * TILE)
+    reader = PackedBlocks(fn, affine, isa.lanes, isa.field)
+    for method in schedule.each(fn, tokens, entries):
+        yield Multiplication(fn, isa, reader, columns, unit, method, weights, codes, records, sums)
+
 
 GROUP = 8
 """Tokens that a step is added to at a time, as many as registers hold sums for. More take turns within the step: if
@@ -125,8 +131,14 @@ class _Packed:
 
 
 @dataclass(frozen=True)
-class _Results:
-    """Where the results of a tile go."""
+class Results:
+    """Where the results of a tile go.
+
+    Attributes:
+        epilogue: what is done with sums.
+        tile: the number of the tile, by which the epilogue finds its rows.
+        out: where token 0's row begins.
+    """
 
     fn: Function
     lanes: int
@@ -162,8 +174,8 @@ class _Stretch:
 
 
 @dataclass(frozen=True)
-class _Multiply:
-    """Results of a weight tile for some tokens, by one method; sums wait in ``sums`` ``[token][32 rows]``."""
+class Multiplication:
+    """Results of weight tiles for some tokens, by one method; sums wait in ``sums`` ``[token][32 rows]``."""
 
     fn: Function
     isa: Isa
@@ -171,12 +183,19 @@ class _Multiply:
     columns: int
     unit: int
     method: Method
+    weights: Value
     codes: Value
     records: Value
     sums: Value
 
-    def run(self, tile: Value, first: Value, last: Value, results: _Results) -> None:
-        """Multiply tokens ``first .. last``."""
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of a token's activations."""
+        return act.code_bytes(self.columns) + act.record_bytes(self.columns)
+
+    def run(self, number: Value, first: Value, last: Value, results: Results) -> None:
+        """Multiply tokens ``first .. last`` by a tile."""
+        tile = self.fn.at(self.weights, number * tile_bytes(self.reader.format, self.columns))
         if self.method.kind == "panel":
             self._by_panels(tile, first, last, results)
         else:
@@ -184,7 +203,7 @@ class _Multiply:
 
     # --- weights decoded in registers ---------------------------------------------------------
 
-    def _by_steps(self, tile: Value, first: Value, last: Value, results: _Results) -> None:
+    def _by_steps(self, tile: Value, first: Value, last: Value, results: Results) -> None:
         """All rows of the tile a step of K, so that a tile is one sequential read."""
         fn, lanes, fmt = self.fn, self.isa.lanes, self.reader.format
         stack = fn.stack(F32, 2 * TILE * (fmt.block // fmt.group)) if fmt.block > STEP else None
@@ -271,7 +290,7 @@ class _Multiply:
 
     # --- weights taken apart in L1 ------------------------------------------------------------
 
-    def _by_panels(self, tile: Value, first: Value, last: Value, results: _Results) -> None:
+    def _by_panels(self, tile: Value, first: Value, last: Value, results: Results) -> None:
         """A stretch of K after another; the first tokens that meet one take its codes apart as they need them."""
         fn, fmt = self.fn, self.reader.format
         panel = Panel.on_stack(fn, self.reader, self.columns)
@@ -293,7 +312,7 @@ class _Multiply:
                     self._panel_tile(stretch, first, m, width, results, None)
 
     def _panel_tile(
-        self, stretch: _Stretch, first: Value, m: Value, width: int, results: _Results, packed: Value | None
+        self, stretch: _Stretch, first: Value, m: Value, width: int, results: Results, packed: Value | None
     ) -> None:
         """Add a stretch to the sums of tokens from ``m`` on; with ``packed`` weights it is taken apart on the way.
 

@@ -9,7 +9,7 @@ from llvmlite import ir
 
 from ryzc.codegen.isa import Isa
 from ryzc.templates.kernels import rms
-from ryzc.templates.kernels.kernel import Kernel, begin, context_field, require_multiple, share
+from ryzc.templates.kernels.kernel import Kernel, ask_for_next, begin, context_field, require_multiple, share
 
 reference = rms.reference
 
@@ -34,6 +34,7 @@ class Norm(Kernel):
             scale = rms.factor(fn, x, self.columns, self.epsilon)
             with fn.loop(0, self.columns, rms.LANES) as k:
                 at = k.index << 2
+                ask_for_next(fn, x, 4 * self.columns, at, 4 * rms.LANES)
                 fn.store(rms.normed(fn, x, fn.args["weight"], at, scale), out, at, align=4)
         fn.finish()
 

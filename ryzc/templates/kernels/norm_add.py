@@ -11,7 +11,7 @@ from llvmlite import ir
 
 from ryzc.codegen.isa import Isa
 from ryzc.templates.kernels import rms
-from ryzc.templates.kernels.kernel import Kernel, begin, context_field, require_multiple, share
+from ryzc.templates.kernels.kernel import Kernel, ask_for_next, begin, context_field, require_multiple, share
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class NormAdd(Kernel):
             scale = rms.factor(fn, x, self.columns, self.epsilon)
             with fn.loop(0, self.columns, rms.LANES) as k:
                 at = k.index << 2
+                for row in (x, residual):
+                    ask_for_next(fn, row, 4 * self.columns, at, 4 * rms.LANES)
                 old = fn.load(rms.ROW, residual, at, align=4)
                 fn.store(old + rms.normed(fn, x, fn.args["weight"], at, scale), residual, at, align=4)
         fn.finish()

@@ -11,7 +11,7 @@ from ryzc.codegen.isa import Isa
 from ryzc.codegen.vector import Value
 from ryzc.templates.kernels import activations as act
 from ryzc.templates.kernels import rms
-from ryzc.templates.kernels.kernel import Kernel, begin, context_field, require_multiple, share
+from ryzc.templates.kernels.kernel import Kernel, ask_for_next, begin, context_field, require_multiple, share
 from ryzc.templates.kernels.quantize_row import quantize_row
 
 
@@ -40,6 +40,7 @@ class NormQuantize(Kernel):
 
             def block(i: Value, x: Value = x, scale: Value = scale) -> tuple[Value, Value]:
                 at = i * (4 * act.BLOCK)
+                ask_for_next(fn, x, 4 * self.columns, at, 4 * act.BLOCK)
                 return rms.normed(fn, x, weight, at, scale), rms.normed(fn, x, weight, at + 4 * rms.LANES, scale)
 
             quantize_row(fn, self.columns, block, codes, records, self.unit)

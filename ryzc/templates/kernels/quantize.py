@@ -10,7 +10,7 @@ from llvmlite import ir
 from ryzc.codegen.isa import Isa
 from ryzc.codegen.vector import F32, Value, vec
 from ryzc.templates.kernels import activations as act
-from ryzc.templates.kernels.kernel import Kernel, begin, context_field, require_multiple, share
+from ryzc.templates.kernels.kernel import Kernel, ask_for_next, begin, context_field, require_multiple, share
 from ryzc.templates.kernels.quantize_row import LANES, quantize_row
 
 reference = act.quantize
@@ -39,6 +39,7 @@ class Quantize(Kernel):
 
             def block(i: Value, x: Value = x) -> tuple[Value, Value]:
                 at = i * (4 * act.BLOCK)
+                ask_for_next(fn, x, 4 * self.columns, at, 4 * act.BLOCK)
                 return fn.load(row, x, at, align=4), fn.load(row, x, at, 4 * LANES, align=4)
 
             quantize_row(fn, self.columns, block, codes, records, self.unit)

@@ -23,37 +23,40 @@ def quantize_row(
 ) -> None:
     """Write the codes and the records of a row; ``block(i)`` gives elements ``32 i .. 32 i + 31`` as two vectors."""
     count = columns // act.BLOCK
+
+    def some(first: Value, width: int) -> None:
+        at = [first + i for i in range(width)]
+        places = [fn.at(codes, i * act.BLOCK) for i in at]
+        found = quantize_blocks(fn, [block(i) for i in at], places, unit)
+        fn.store(found, records, first * act.RECORD_BYTES, align=16)
+
     with fn.loop(0, count // BLOCKS * BLOCKS, BLOCKS) as group:
-        _quantize(fn, group.index, BLOCKS, block, codes, records, unit)
+        some(group.index, BLOCKS)
     first = count // BLOCKS * BLOCKS
     for width in (4, 2, 1):
         if count - first >= width:
-            _quantize(fn, fn.i64(first), width, block, codes, records, unit)
+            some(fn.i64(first), width)
             first += width
 
 
-def _quantize(
-    fn: Function, first: Value, width: int, block: Callable[[Value], Pair], codes: Value, records: Value, unit: int
-) -> None:
-    at = [first + i for i in range(width)]
-    blocks = [block(i) for i in at]
+def quantize_blocks(fn: Function, blocks: Sequence[Pair], codes: Sequence[Value], unit: int) -> Value:
+    """Write the codes of some blocks, a power of two, each to its place; returns their records one after another."""
     amax = side_by_side([a.abs().larger(b.abs()) for a, b in blocks], lambda a, b: a.larger(b))
     counts = amax.compare(">=", act.TINY)
     inverse = counts.select(fn.const(amax.type, 127.0) / amax, 0.0)
     scale = counts.select(amax / 127.0, 0.0)
     halves: list[Pair] = []
-    for i in range(width):
+    for i, (block, place) in enumerate(zip(blocks, codes, strict=True)):
         factor = inverse.lane(i).splat(LANES)
-        pair = [(x * factor).nearest() for x in blocks[i]]
+        pair = [(x * factor).nearest() for x in block]
         for h, code in enumerate(pair):
-            fn.store(code.to_int(I8), codes, at[i] * act.BLOCK, LANES * h, align=16)
+            fn.store(code.to_int(I8), place, LANES * h, align=16)
         halves.append((pair[0], pair[1]))
     minus_first = -side_by_side([a for a, _ in halves], lambda a, b: a + b)
     minus_sum = -side_by_side([a + b for a, b in halves], lambda a, b: a + b)
     scaled_sum = scale * (-minus_sum).to_float()
     starts = [part * unit + act.ORIGIN_BITS for part in (minus_sum, minus_first)]
-    words = [scale.bits(minus_sum.type), *starts, scaled_sum.bits(minus_sum.type)]
-    fn.store(_interleaved(words), records, first * act.RECORD_BYTES, align=16)
+    return _interleaved([scale.bits(minus_sum.type), *starts, scaled_sum.bits(minus_sum.type)])
 
 
 def side_by_side(vectors: Sequence[Value], combine: Callable[[Value, Value], Value]) -> Value:

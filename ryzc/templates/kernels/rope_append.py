@@ -22,7 +22,7 @@ from ryzc.kv_formats import GROUP, KV_FORMATS
 from ryzc.templates.kernels import rms
 from ryzc.templates.kernels.hadamard import hadamard
 from ryzc.templates.kernels.head_codes import byte_codes, nibble_codes, store_bfloat16, wide_codes
-from ryzc.templates.kernels.kernel import Kernel, begin, context_field, require_multiple, share
+from ryzc.templates.kernels.kernel import Kernel, ask_for_next, begin, context_field, require_multiple, share
 from ryzc.templates.kernels.pages import Pages
 
 LANES = 16
@@ -63,7 +63,7 @@ class RopeAppend(Kernel):
     def emit(self, module: ir.Module, isa: Isa, symbol: str) -> None:
         fn = begin(module, symbol, self.operands)
         head_bytes, group = 4 * self.head_dim, self.heads // self.kv_heads
-        row_heads = self.heads + 2 * self.kv_heads
+        row_bytes = (self.heads + 2 * self.kv_heads) * head_bytes
         pages = Pages(fn, fn.args["cache"], self.head_dim, self.page_tokens, self.page_bytes, self.dtype)
         format_ = KV_FORMATS[self.dtype]
         scratch = fn.stack(F32, self.head_dim)
@@ -71,17 +71,23 @@ class RopeAppend(Kernel):
         with fn.loop(start, stop) as items:
             token, kv_head = items.index // self.kv_heads, items.index % self.kv_heads
             angles = [fn.at(fn.args[o], token * (head_bytes // 2)) for o in ("cos", "sin")]
-            qkv = fn.at(fn.args["qkv"], token * (row_heads * head_bytes))
+            qkv = fn.at(fn.args["qkv"], token * row_bytes)
+
+            def of_head(head: Value, qkv: Value = qkv) -> Value:
+                x = fn.at(qkv, head * head_bytes)
+                ask_for_next(fn, x, row_bytes, 0, head_bytes)
+                return x
+
             keys, slot = self._place(fn, pages, token, kv_head)
             self._ask(pages, keys, slot)
             with fn.loop(0, group) as heads:
                 head = kv_head * group + heads.index
                 out = fn.at(fn.args["q"], (token * self.heads + head) * head_bytes)
-                self._rotate(fn, fn.at(qkv, head * head_bytes), "q_weight", angles, out)
+                self._rotate(fn, of_head(head), "q_weight", angles, out)
                 if format_.transformed:
                     hadamard(fn, out, self.head_dim, pages.block)
-            self._rotate(fn, fn.at(qkv, (kv_head + self.heads) * head_bytes), "k_weight", angles, scratch)
-            v = fn.at(qkv, (kv_head + (self.heads + self.kv_heads)) * head_bytes)
+            self._rotate(fn, of_head(kv_head + self.heads), "k_weight", angles, scratch)
+            v = of_head(kv_head + (self.heads + self.kv_heads))
             store = self._store_floats
             if format_.coded:
                 store = partial(self._store_codes if format_.transformed else self._store_pairs, isa)
