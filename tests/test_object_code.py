@@ -60,7 +60,7 @@ def _functions(disassembly: str) -> dict[str, str]:
 
 
 def _integer_linears(plan: Plan) -> list[str]:
-    return [k.symbol for k in plan.kernels if k.family == "linear"]
+    return [k.symbol for k in plan.kernels if k.family in ("linear", "linear_quantize")]
 
 
 @pytest.mark.parametrize("target", AVX512)
@@ -95,7 +95,7 @@ def test_no_kernel_goes_beyond_avx2(model: str, target: str, plans: dict[str, Pl
     for kernel in plan.kernels:
         text = assembly(plan, kernel.symbol, chosen)
         assert (found := EVEX_TEXT.search(text)) is None, (kernel.symbol, found)
-        if kernel.family == "linear":
+        if kernel.family in ("linear", "linear_quantize"):
             assert re.search(r"\tvpmaddubsw\t.*%ymm", text), kernel.symbol
             assert "vpdp" not in text, kernel.symbol  # VNNI in VEX encoding is AVX-VNNI, which Zen 3 lacks
 
