@@ -1,12 +1,16 @@
-"""Plan to native code: kernels and scaffold in one module, compiled for one target."""
+"""Plan to native code: every kernel is compiled by itself for a target, then linked with the step's scaffold.
+
+A process compiles the same kernel for the same target once, whichever plans it is part of.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import lru_cache
+from typing import Final
 
 from llvmlite import binding, ir
 
-from ryzc.bundle.plan import KernelSpec, Plan
+from ryzc.bundle.plan import KernelSpec, Parameter, Plan
 from ryzc.codegen import compile as llvm
 from ryzc.codegen import container
 from ryzc.codegen import isa as instruction_sets
@@ -15,24 +19,24 @@ from ryzc.targets import Target
 from ryzc.templates import scaffold
 from ryzc.templates.kernels import from_spec, probes
 
-_PROBES = ("probe_read", "probe_read_ahead", "probe_int8", "probe_blocks")
+OBJECTS: Final = 1024
+"""Compiled kernels that are kept, each of some ten thousand bytes."""
+MODULES: Final = 64
+"""Kernels whose IR is kept, more than a plan has: targets of one instruction set share it."""
+
+_Parameters = tuple[tuple[str, Parameter], ...]
 
 
 def shared_object(plan: Plan, target: Target) -> bytes:
     """The whole step for a target, as a shared object with ``step``, ``worker``, ``stop`` and the probes."""
-    module = _link(plan.kernels, target)
-    module.link_in(_probes(target))
-    module.link_in(llvm.parse(scaffold.step_text(plan), where="step scaffold"))
-    _hide_all_but(module, {"step", "worker", "stop", *_PROBES})
-    return _compiled(module, target)
+    step = _object(llvm.parse(scaffold.step_text(plan), where="step scaffold"), target)
+    return container.link(*(_kernel(spec, target) for spec in plan.kernels), _probes(target), step)
 
 
 def trial_object(specs: tuple[KernelSpec, ...], target: Target, operands: int) -> bytes:
     """Kernels of ``operands`` operands alone, by their symbols, with ``repeat`` to call them and the probes."""
-    module = _link(specs, target)
-    module.link_in(_probes(target))
-    module.link_in(llvm.parse(scaffold.repeat_text(operands), where="trial scaffold"))
-    return _compiled(module, target)
+    repeat = _object(llvm.parse(scaffold.repeat_text(operands), where="trial scaffold"), target)
+    return container.link(*(_kernel(spec, target) for spec in specs), _probes(target), repeat)
 
 
 def assembly(plan: Plan, symbol: str, target: Target) -> str:
@@ -44,42 +48,53 @@ def assembly(plan: Plan, symbol: str, target: Target) -> str:
     specs = {k.symbol: k for k in plan.kernels}
     if symbol not in specs:
         raise UsageError(f"this model has no kernel {symbol!r}", hint=f"its kernels: {', '.join(sorted(specs))}")
-    module = _link((replace(specs[symbol]),), target)
+    module = binding.parse_bitcode(_bitcode(*_key(specs[symbol]), target.isa))
     return llvm.compile_assembly(module, cpu=target.llvm_cpu, features=target.llvm_features)
 
 
-def _compiled(module: binding.ModuleRef, target: Target) -> bytes:
-    return container.link(llvm.compile_object(module, cpu=target.llvm_cpu, features=target.llvm_features))
+def forget() -> None:
+    """Forget all kernels, so that the next ones are compiled anew."""
+    _compiled.cache_clear()
+    _bitcode.cache_clear()
 
 
-def _probes(target: Target) -> binding.ModuleRef:
+def _kernel(spec: KernelSpec, target: Target) -> bytes:
+    return _compiled(*_key(spec), target)
+
+
+def _key(spec: KernelSpec) -> tuple[str, str, _Parameters]:
+    return spec.symbol, spec.family, tuple(sorted(spec.parameters.items()))
+
+
+@lru_cache(OBJECTS)
+def _compiled(symbol: str, family: str, parameters: _Parameters, target: Target) -> bytes:
+    """A kernel's object, in which it is global."""
+    return _object(binding.parse_bitcode(_bitcode(symbol, family, parameters, target.isa)), target)
+
+
+@lru_cache(MODULES)
+def _bitcode(symbol: str, family: str, parameters: _Parameters, isa: str) -> bytes:
+    """A kernel's IR, as LLVM writes it."""
+    module = ir.Module(symbol)
+    module.triple = llvm.TRIPLE
+    from_spec(KernelSpec(symbol, family, dict(parameters))).emit(module, instruction_sets.BY_NAME[isa], symbol)
+    for function in module.functions:
+        if not function.is_declaration:
+            function.linkage = ""
+    parsed = llvm.parse(str(module), where=f"kernel {symbol}")
+    for function in parsed.functions:
+        if not function.is_declaration:
+            function.visibility = "hidden"  # the step finds it, and nobody outside
+    return bytes(parsed.as_bitcode())
+
+
+@lru_cache
+def _probes(target: Target) -> bytes:
     module = ir.Module("probes")
     module.triple = llvm.TRIPLE
     probes.emit(module, instruction_sets.BY_NAME[target.isa])
-    return llvm.parse(str(module), where="probes")
+    return _object(llvm.parse(str(module), where="probes"), target)
 
 
-def _link(specs: tuple[KernelSpec, ...], target: Target) -> binding.ModuleRef:
-    """The kernels in one module, still exported so that the step can be linked to them."""
-    isa = instruction_sets.BY_NAME[target.isa]
-    linked: binding.ModuleRef | None = None
-    for spec in specs:
-        module = ir.Module(spec.symbol)
-        module.triple = llvm.TRIPLE
-        from_spec(spec).emit(module, isa, spec.symbol)
-        for function in module.functions:
-            if not function.is_declaration:
-                function.linkage = ""
-        parsed = llvm.parse(str(module), where=f"kernel {spec.symbol}")
-        if linked is None:
-            linked = parsed
-        else:
-            linked.link_in(parsed)
-    assert linked is not None
-    return linked
-
-
-def _hide_all_but(module: binding.ModuleRef, exported: set[str]) -> None:
-    for function in module.functions:
-        if not function.is_declaration and function.name not in exported:
-            function.linkage = "internal"
+def _object(module: binding.ModuleRef, target: Target) -> bytes:
+    return llvm.compile_object(module, cpu=target.llvm_cpu, features=target.llvm_features)

@@ -287,6 +287,52 @@ def test_shared_objects_are_not_linked_again() -> None:
         container.link(container.link(build(CALLS)))
 
 
+TWO = (
+    """
+declare i32 @other(i32)
+define i32 @one(i32 %x) { %r = call i32 @other(i32 %x)
+ %s = mul i32 %r, 2
+ ret i32 %s }
+""",
+    """
+@table = private unnamed_addr constant [4 x i32] [i32 10, i32 20, i32 30, i32 40]
+declare i32 @third(i32)
+define hidden i32 @other(i32 %x) { %i = and i32 %x, 3
+ %p = getelementptr i32, ptr @table, i32 %i
+ %v = load i32, ptr %p
+ %r = call i32 @third(i32 %v)
+ ret i32 %r }
+""",
+    """
+@table = private unnamed_addr constant [2 x i32] [i32 1, i32 2]
+define hidden i32 @third(i32 %x) { %r = add i32 %x, 5
+ ret i32 %r }
+define i32 @fourth(i32 %i) { %p = getelementptr i32, ptr @table, i32 %i
+ %v = load i32, ptr %p
+ ret i32 %v }
+""",
+)
+
+
+def test_several_objects_find_each_other(tmp_path: Path) -> None:
+    for number, texts in enumerate((TWO, TWO[::-1])):
+        shared = container.link(*map(build, texts))
+        library = load(tmp_path / f"{number}.so", shared)
+        assert [library.one(x) for x in range(4)] == [30, 50, 70, 90]
+        assert [library.fourth(i) for i in range(2)] == [1, 2]
+        assert set(container.symbols(shared)) == {"one", "other", "third", "fourth"}
+        assert not any(hasattr(library, name) for name in ("other", "third"))
+
+
+def test_several_objects_must_fit_together() -> None:
+    with pytest.raises(InternalError, match="other.*not defined"):
+        container.link(*map(build, (TWO[0], TWO[2])))
+    with pytest.raises(InternalError, match="two have the same"):
+        container.link(*map(build, (TWO[2], TWO[2])))
+    with pytest.raises(InternalError, match="not a relocatable object"):
+        container.link(build(TWO[2]), container.link(build(TWO[2])))
+
+
 SOUND = build(CALLS)
 SHARED = container.link(SOUND)
 

@@ -1,4 +1,4 @@
-"""The container of native code: relocatable object to shared object, one file a platform's format.
+"""The container of native code: relocatable objects to a shared object, one file a platform's format.
 
 A shared object made here is loaded by ``ctypes.CDLL`` on a machine with neither linker nor LLVM.
 """
@@ -15,13 +15,13 @@ __all__ = ["link", "symbols"]
 _FORMATS = (elf,)
 
 
-def link(object_bytes: bytes) -> bytes:
-    """Turn one self-contained relocatable object into a shared object of the same platform.
+def link(first: bytes, *others: bytes) -> bytes:
+    """Turn relocatable objects that need nothing but each other into a shared object of the same platform.
 
     Raises:
-        InternalError: where the object is malformed, of an unknown format, or needs anything outside itself.
+        InternalError: where one is malformed or of an unknown format, or needs anything outside of them.
     """
-    result: bytes = _format_of(object_bytes).link(object_bytes)
+    result: bytes = _format_of(first).link(first, *others)
     return result
 
 

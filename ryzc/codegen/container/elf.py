@@ -1,6 +1,6 @@
-"""One relocatable ELF object to a shared object, without a linker.
+"""Relocatable ELF objects to a shared object, without a linker.
 
-The object must stand alone: position-independent code and constants, no undefined symbols, nothing
+Together they must stand alone: position-independent code and constants, no symbols that none of them defines, nothing
 writable. The result holds, at file offsets equal to its addresses,
 
     R    headers, dynamic symbols, names, hash table, constants
@@ -13,6 +13,7 @@ are dropped: nothing in the code throws.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ryzc.codegen.container import elf_format as elf
@@ -28,16 +29,14 @@ _RIP_MASK, _RIP = 0xC7, 0x05
 _CALL_MODRM, _JMP_MODRM = 0x15, 0x25
 
 
-def link(object_bytes: bytes) -> bytes:
-    """Turn an object into a shared object that exports its global functions; same bytes for same input.
+def link(*objects: bytes) -> bytes:
+    """Turn objects into a shared object that exports their global functions; same bytes for same input.
 
     Raises:
-        InternalError: where the object is malformed or does not stand alone; names the relocation,
+        InternalError: where an object is malformed or they do not stand alone; names the relocation,
             the symbol and the section.
     """
-    source = read(object_bytes)
-    if source.header.type != elf.ET_REL:
-        raise InternalError("ELF file: not a relocatable object")
+    source = _joined([read(data) for data in objects])
     constants, code = _loaded_sections(source)
     functions = _functions(source, code)
     exports = [s for s in functions if _is_exported(s)]
@@ -94,6 +93,29 @@ def check(shared_object: bytes) -> None:
             raise InternalError(f"shared object: function {symbol.name} lies outside the code")
 
 
+def _joined(files: Sequence[ElfFile]) -> ElfFile:
+    """Objects as one: sections and symbols stand one file's after another's, and names find what others define."""
+    sections: list[Section] = []
+    symbols: list[Symbol] = []
+    relocations: list[Relocation] = []
+    for file in files:
+        if file.header.type != elf.ET_REL:
+            raise InternalError("ELF file: not a relocatable object")
+        first_section, first_symbol = len(sections), len(symbols)
+        sections += [replace(s, index=first_section + s.index) for s in file.sections]
+        symbols += [
+            replace(s, section=first_section + s.section) if elf.SHN_UNDEF < s.section < elf.SHN_LORESERVE else s
+            for s in file.symbols
+        ]
+        relocations += [
+            replace(r, section=first_section + r.section, symbol=first_symbol + r.symbol) for r in file.relocations
+        ]
+    defined = {s.name: i for i, s in enumerate(symbols) if s.binding == elf.STB_GLOBAL and s.section != elf.SHN_UNDEF}
+    found = [i if s.section != elf.SHN_UNDEF else defined.get(s.name, i) for i, s in enumerate(symbols)]
+    relocations = [replace(r, symbol=found[r.symbol]) for r in relocations]
+    return ElfFile(files[0].header, tuple(sections), tuple(symbols), tuple(relocations))
+
+
 def _loaded_sections(source: ElfFile) -> tuple[list[Section], list[Section]]:
     """The sections of constants and of code that the result needs."""
     constants: list[Section] = []
@@ -118,7 +140,7 @@ def _is_exported(symbol: Symbol) -> bool:
 
 
 def _functions(source: ElfFile, code: list[Section]) -> list[Symbol]:
-    """The functions of the object, in its order."""
+    """The functions of the objects, in their order."""
     sizes = {s.index: s.header.size for s in code}
     functions = [s for s in source.symbols if s.kind == elf.STT_FUNC and s.section in sizes]
     names = {s.name for s in functions}
