@@ -67,9 +67,11 @@ def lay_out(constants: list[Section], code: list[Section], exports: list[Symbol]
     addresses: dict[int, int] = {}
 
     def place(sections: list[Section], start: int) -> Span:
+        # Lines of caches and of decoded instructions fall the same in code that stands the same in a line, whatever
+        # stands before it.
         end = start
         for section in sections:
-            addresses[section.index] = align(end, max(section.header.align, 1))
+            addresses[section.index] = align(end, max(section.header.align, ALIGNMENT))
             end = addresses[section.index] + section.header.size
         return Span(start, end - start)
 
