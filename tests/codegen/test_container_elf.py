@@ -325,7 +325,7 @@ def test_several_objects_find_each_other(tmp_path: Path) -> None:
 
 
 def test_several_objects_must_fit_together() -> None:
-    with pytest.raises(InternalError, match="other.*not defined"):
+    with pytest.raises(InternalError, match=r"other.*not defined"):
         container.link(*map(build, (TWO[0], TWO[2])))
     with pytest.raises(InternalError, match="two have the same"):
         container.link(*map(build, (TWO[2], TWO[2])))
