@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import NoReturn
@@ -47,6 +48,13 @@ def entry() -> NoReturn:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     code = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not turn a clean end into a traceback
+    if code == INTERRUPTED:
+        # All is cleaned away. CPython would kill itself by SIGINT, though we caught it, if it came within an `exec`, as
+        # in the making of a dataclass: https://github.com/python/cpython/blob/3.11/Python/pythonrun.c
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(code)
     sys.exit(code)
 
 
