@@ -24,13 +24,16 @@ OBJECTS: Final = 1024
 MODULES: Final = 64
 """Kernels whose IR is kept, more than a plan has: targets of one instruction set share it."""
 
+EXPORTS: Final = ("step", "worker", "stop", "probe_read", "probe_read_ahead", "probe_int8", "probe_blocks")
+"""Functions of a compiled step; its kernels are its own."""
+
 _Parameters = tuple[tuple[str, Parameter], ...]
 
 
 def shared_object(plan: Plan, target: Target) -> bytes:
     """The whole step for a target, as a shared object with ``step``, ``worker``, ``stop`` and the probes."""
     step = _object(llvm.parse(scaffold.step_text(plan), where="step scaffold"), target)
-    return container.link(*(_kernel(spec, target) for spec in plan.kernels), _probes(target), step)
+    return container.link(*(_kernel(spec, target) for spec in plan.kernels), _probes(target), step, exports=EXPORTS)
 
 
 def trial_object(specs: tuple[KernelSpec, ...], target: Target, operands: int) -> bytes:
@@ -81,11 +84,7 @@ def _bitcode(symbol: str, family: str, parameters: _Parameters, isa: str) -> byt
     for function in module.functions:
         if not function.is_declaration:
             function.linkage = ""
-    parsed = llvm.parse(str(module), where=f"kernel {symbol}")
-    for function in parsed.functions:
-        if not function.is_declaration:
-            function.visibility = "hidden"  # the step finds it, and nobody outside
-    return bytes(parsed.as_bitcode())
+    return bytes(llvm.parse(str(module), where=f"kernel {symbol}").as_bitcode())
 
 
 @lru_cache

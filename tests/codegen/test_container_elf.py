@@ -324,6 +324,15 @@ def test_several_objects_find_each_other(tmp_path: Path) -> None:
         assert not any(hasattr(library, name) for name in ("other", "third"))
 
 
+def test_exports_are_what_was_asked_for(tmp_path: Path) -> None:
+    library = load(tmp_path / "few.so", container.link(*map(build, TWO), exports=["one"]))
+    assert library.one(3) == 90
+    assert not any(hasattr(library, name) for name in ("other", "third", "fourth"))
+    for name in ("nobody", "third"):
+        with pytest.raises(InternalError, match=f"no global function {name}"):
+            container.link(*map(build, TWO), exports=["one", name])
+
+
 def test_several_objects_must_fit_together() -> None:
     with pytest.raises(InternalError, match=r"other.*not defined"):
         container.link(*map(build, (TWO[0], TWO[2])))

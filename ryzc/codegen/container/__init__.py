@@ -5,6 +5,7 @@ A shared object made here is loaded by ``ctypes.CDLL`` on a machine with neither
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from types import ModuleType
 
 from ryzc.codegen.container import elf
@@ -15,13 +16,17 @@ __all__ = ["link", "symbols"]
 _FORMATS = (elf,)
 
 
-def link(first: bytes, *others: bytes) -> bytes:
+def link(first: bytes, *others: bytes, exports: Collection[str] | None = None) -> bytes:
     """Turn relocatable objects that need nothing but each other into a shared object of the same platform.
 
+    Args:
+        exports: the functions that are found by name in it; ``None`` is all global ones.
+
     Raises:
-        InternalError: where one is malformed or of an unknown format, or needs anything outside of them.
+        InternalError: where one is malformed or of an unknown format, or needs anything outside of them, or where
+            none defines an export.
     """
-    result: bytes = _format_of(first).link(first, *others)
+    result: bytes = _format_of(first).link(first, *others, exports=exports)
     return result
 
 

@@ -13,7 +13,7 @@ are dropped: nothing in the code throws.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from ryzc.codegen.container import elf_format as elf
@@ -29,8 +29,11 @@ _RIP_MASK, _RIP = 0xC7, 0x05
 _CALL_MODRM, _JMP_MODRM = 0x15, 0x25
 
 
-def link(*objects: bytes) -> bytes:
-    """Turn objects into a shared object that exports their global functions; same bytes for same input.
+def link(*objects: bytes, exports: Collection[str] | None = None) -> bytes:
+    """Turn objects into a shared object; same bytes for same input.
+
+    Args:
+        exports: the functions that are found by name in it; ``None`` is all global ones.
 
     Raises:
         InternalError: where an object is malformed or they do not stand alone; names the relocation,
@@ -39,14 +42,17 @@ def link(*objects: bytes) -> bytes:
     source = _joined([read(data) for data in objects])
     constants, code = _loaded_sections(source)
     functions = _functions(source, code)
-    exports = [s for s in functions if _is_exported(s)]
-    internal = [replace(s, binding=elf.STB_LOCAL) for s in functions if not _is_exported(s)]
-    layout = elf_writer.lay_out(constants, code, exports)
+    found = {s.name for s in functions if _is_global(s) and (exports is None or s.name in exports)}
+    if missing := set(exports or ()) - found:
+        raise InternalError(f"object: no global function {', '.join(sorted(missing))}")
+    exported = [s for s in functions if s.name in found]
+    internal = [replace(s, binding=elf.STB_LOCAL) for s in functions if s.name not in found]
+    layout = elf_writer.lay_out(constants, code, exported)
     image = elf_writer.image(constants + code, layout)
     for relocation in source.relocations:
         if relocation.section in layout.addresses:
             _relocate(image, relocation, source, layout.addresses)
-    result = elf_writer.finish(image, layout, exports, internal)
+    result = elf_writer.finish(image, layout, exported, internal)
     check(result)
     return result
 
@@ -135,7 +141,7 @@ def _loaded_sections(source: ElfFile) -> tuple[list[Section], list[Section]]:
     return constants, code
 
 
-def _is_exported(symbol: Symbol) -> bool:
+def _is_global(symbol: Symbol) -> bool:
     return symbol.binding == elf.STB_GLOBAL and symbol.visibility == elf.STV_DEFAULT
 
 
