@@ -238,7 +238,8 @@ def test_a_real_tuning(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = model()
     tuned, record = tuner.tune(plain, chosen, lambda *_: None)
     isa = instruction_sets.BY_NAME[chosen.isa]
-    linear = [spec for spec in plain.plan.kernels if spec.family == "linear"]
+    families = ("linear", "linear_quantize")
+    linear = [spec for spec in plain.plan.kernels if spec.family in families]
     assert [kernel.symbol for kernel in record.kernels] == [spec.symbol for spec in linear]
     for kernel, spec in zip(record.kernels, linear, strict=True):
         assert [choice.batch for choice in kernel.choices] == list(tuner.batches(plain.plan, spec, isa))
@@ -248,7 +249,7 @@ def test_a_real_tuning(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
             assert tuner.method_for(kernel.schedule, choice.batch) == choice.chosen
     assert [spec.symbol for spec in tuned.plan.kernels] == [spec.symbol for spec in plain.plan.kernels]
     for before, after in zip(plain.plan.kernels, tuned.plan.kernels, strict=True):
-        assert (before == after) == (before.family != "linear")
+        assert (before == after) == (before.family not in families)
     assert record.target == target
     assert 0 < record.cold_bytes <= sum(weight.bytes for weight in plain.plan.weights)
     assert tuning.from_json(tuning.to_json(record)) == record
