@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow api-coverage lint peers bench bench-all clean
+.PHONY: demo test test-thorough test-slow api-coverage lint peers bench bench-all clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -17,7 +17,10 @@ demo: $(VENV)/installed  ## compile SmolLM2 for this CPU and ask it a question
 	$(BIN)/ryzc run smollm2 "What is the capital of France? Answer in one sentence." --temp 0 -n 64 --verbose
 
 test: $(VENV)/installed  ## the default suite
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" -o faulthandler_timeout=300
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not thorough" -o faulthandler_timeout=300
+
+test-thorough: $(VENV)/installed  ## more models, targets and shapes of what the default suite has some of
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "thorough and not slow" -o faulthandler_timeout=300
 
 test-slow: $(VENV)/installed  ## the long checks, one at a time: some of them measure time
 	$(BIN)/python -m pytest -m slow

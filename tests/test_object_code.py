@@ -23,7 +23,11 @@ from ryzc.compiler import plan as plan_of
 from ryzc.lower import assembly, module, shared_object
 
 EXPORTS = {"step", "worker", "stop", "probe_read", "probe_read_ahead", "probe_int8", "probe_blocks"}
-AVX512, AVX2 = ("znver5", "znver4"), ("znver3", "znver2", "znver1", "x86-64-v3")
+USUAL = ("znver4", "znver3")
+AVX512, AVX2, EVERY = (
+    [name if name in USUAL else pytest.param(name, marks=pytest.mark.thorough) for name in names]
+    for names in (("znver5", "znver4"), ("znver3", "znver2", "znver1", "x86-64-v3"), targets.names())
+)
 MODELS = ("smollm2", "gemma3")
 
 # Registers and masks that only EVEX can encode; LLVM also marks broadcasts from memory as {1toN}.
@@ -88,7 +92,7 @@ def test_the_linked_code_holds_the_same_instructions(
         assert re.search(r"vpdpbusd .*%zmm", functions[kernel]), kernel
 
 
-@pytest.mark.parametrize("target", ["znver3", "x86-64-v3"])
+@pytest.mark.parametrize("target", ["znver3", pytest.param("x86-64-v3", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("model", MODELS)
 def test_no_kernel_goes_beyond_avx2(model: str, target: str, plans: dict[str, Plan]) -> None:
     plan, chosen = plans[model], targets.get(target)
@@ -148,7 +152,7 @@ def test_another_process_gives_the_same_bytes(
     assert output.read_bytes() == compiled("smollm2", "znver4")
 
 
-@pytest.mark.parametrize("target", targets.names())
+@pytest.mark.parametrize("target", EVERY)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_kernel_is_in_the_code(
     model: str, target: str, plans: dict[str, Plan], compiled: Callable[[str, str], bytes]
@@ -159,7 +163,7 @@ def test_every_kernel_is_in_the_code(
 
 
 @needs_binutils
-@pytest.mark.parametrize("target", targets.names())
+@pytest.mark.parametrize("target", EVERY)
 def test_exports_are_the_entry_points_and_nothing_is_undefined(
     target: str, compiled: Callable[[str, str], bytes], tmp_path: Path
 ) -> None:
@@ -181,7 +185,7 @@ def test_no_memory_is_both_writable_and_executable(
     assert not [f for f in flags if "w" in f and "x" in f]
 
 
-@pytest.mark.parametrize("target", targets.names())
+@pytest.mark.parametrize("target", EVERY)
 def test_any_target_s_code_can_be_loaded(target: str, compiled: Callable[[str, str], bytes], tmp_path: Path) -> None:
     # Loading runs none of it, so this holds for code that this CPU cannot run, too.
     path = tmp_path / "code.so"
@@ -191,7 +195,7 @@ def test_any_target_s_code_can_be_loaded(target: str, compiled: Callable[[str, s
     assert not hasattr(library, "attention")
 
 
-@pytest.mark.parametrize("target", targets.names())
+@pytest.mark.parametrize("target", EVERY)
 def test_a_model_for_each_target_speaks(target: str, tmp_path: Path) -> None:
     missing = targets.runnable(targets.get(target), targets.detect())
     if missing:

@@ -92,7 +92,16 @@ def _open(path: Path, *, threads: int = 1, sequences: int = 1, seed: int = 0) ->
     return model
 
 
-@pytest.fixture(scope="module", params=sorted(CHECKPOINTS))
+USUAL_MODELS = ("gemma3-legacy", "llama-legacy", "llama-wide", "qwen3-legacy")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        *USUAL_MODELS,
+        *(pytest.param(n, marks=pytest.mark.thorough) for n in sorted(set(CHECKPOINTS) - set(USUAL_MODELS))),
+    ],
+)
 def name(request: pytest.FixtureRequest) -> str:
     found: str = request.param
     return found

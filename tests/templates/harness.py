@@ -51,6 +51,10 @@ def _runnable() -> list[str]:
 
 RUNNABLE = _runnable()
 for_every_isa = pytest.mark.parametrize("target", RUNNABLE)
+best_isa_first = pytest.mark.parametrize(
+    "target", [*RUNNABLE[:1], *(pytest.param(name, marks=pytest.mark.thorough) for name in RUNNABLE[1:])]
+)
+"""As ``for_every_isa``, for tests whose kernels take long to compile: the default suite runs the first alone."""
 examples = settings(deadline=None, max_examples=30)
 """Of property tests here; an example may have to compile a kernel first, so there is no deadline."""
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from harness import RUNNABLE, Array, close, examples, for_every_isa, frozen, run, same_bits
+from harness import RUNNABLE, Array, best_isa_first, close, examples, for_every_isa, frozen, run, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paged import PAGE_TOKENS, Cache, CodeCache, cache_of
@@ -202,7 +202,7 @@ def check_float(shape: Shape, cache: Cache, q: F32, sequences: Array, positions:
         close(found[i], expected, relative[:, None] * weighted + 1e-30)
 
 
-@for_every_isa
+@best_isa_first
 @examples
 @given(st.sampled_from(SHAPES), st.integers(1, 110), st.integers(1, 6), threads, seeds)
 def test_attention(target: str, shape: Shape, context: int, count: int, workers: int, seed: int) -> None:
@@ -212,8 +212,10 @@ def test_attention(target: str, shape: Shape, context: int, count: int, workers:
     check(shape, cache, q, sequences, positions, attend(target, shape, cache, q, sequences, positions, workers))
 
 
-@for_every_isa
-@pytest.mark.parametrize("window", [0, 1, 2, 31, 32, 33, 40, 64, 65, 1000])
+@best_isa_first
+@pytest.mark.parametrize(
+    "window", [0, 1, 33, 64, *(pytest.param(w, marks=pytest.mark.thorough) for w in (2, 31, 32, 40, 65, 1000))]
+)
 @pytest.mark.parametrize("dtype", ["f16", "int16", "int8", "int4"])
 def test_every_position_around_pages_and_windows(target: str, dtype: str, window: int) -> None:
     rng = np.random.default_rng(window)
@@ -254,7 +256,7 @@ def test_a_value_that_is_no_number_is_not_lost(target: str, dtype: str, wrong: f
     assert not np.isfinite(found[1, :, 5]).any()
 
 
-@for_every_isa
+@best_isa_first
 @examples
 @given(st.sampled_from(SHAPES), st.integers(1, 100), seeds)
 def test_what_a_query_may_not_see_changes_nothing(target: str, shape: Shape, context: int, seed: int) -> None:
@@ -277,7 +279,7 @@ def test_what_a_query_may_not_see_changes_nothing(target: str, shape: Shape, con
         assert same_bits(attend(target, shape, cache, q, sequences, positions), full)
 
 
-@for_every_isa
+@best_isa_first
 @examples
 @given(st.sampled_from(SHAPES), st.integers(1, 100), seeds)
 def test_batch_threads_and_grouping_change_no_bit(target: str, shape: Shape, context: int, seed: int) -> None:
