@@ -29,6 +29,7 @@ AVX512, AVX2, EVERY = (
     for names in (("znver5", "znver4"), ("znver3", "znver2", "znver1", "x86-64-v3"), targets.names())
 )
 MODELS = ("smollm2", "gemma3")
+INTEGER_LINEARS = ("linear", "linear_quantize")
 
 # Registers and masks that only EVEX can encode; LLVM also marks broadcasts from memory as {1toN}.
 EVEX_TEXT = re.compile(r"%zmm|%k[0-7]\b|%[xy]mm(1[6-9]|2[0-9]|3[01])\b|\{1to|\{z\}|\{evex\}")
@@ -64,7 +65,7 @@ def _functions(disassembly: str) -> dict[str, str]:
 
 
 def _integer_linears(plan: Plan) -> list[str]:
-    return [k.symbol for k in plan.kernels if k.family in ("linear", "linear_quantize")]
+    return [k.symbol for k in plan.kernels if k.family in INTEGER_LINEARS]
 
 
 @pytest.mark.parametrize("target", AVX512)
@@ -99,7 +100,7 @@ def test_no_kernel_goes_beyond_avx2(model: str, target: str, plans: dict[str, Pl
     for kernel in plan.kernels:
         text = assembly(plan, kernel.symbol, chosen)
         assert (found := EVEX_TEXT.search(text)) is None, (kernel.symbol, found)
-        if kernel.family in ("linear", "linear_quantize"):
+        if kernel.family in INTEGER_LINEARS:
             assert re.search(r"\tvpmaddubsw\t.*%ymm", text), kernel.symbol
             assert "vpdp" not in text, kernel.symbol  # VNNI in VEX encoding is AVX-VNNI, which Zen 3 lacks
 

@@ -44,6 +44,12 @@ def random_weights(fmt: AffineFormat, n: int, k: int, rng: np.random.Generator) 
     return fmt.unparse(Codes(q=parsed.q, d=d, s=parsed.s, m=m, t=parsed.t))
 
 
+def gated(name: str, k: int, *halves: U8) -> U8:
+    """Stored rows of gate and up, packed together."""
+    matrices = [Matrix("w", name, len(half), k, lambda stored=half: stored) for half in halves]  # type: ignore[misc]
+    return frozen(pack_gated(*matrices, "gated"))
+
+
 def in_rows(codes: npt.NDArray[np.int8], scales: F32) -> list[U8]:
     """Codes and records as kernels read them."""
     return [frozen(act.rows(values)) for values in (codes, act.records(codes, scales))]
@@ -189,8 +195,7 @@ def test_gated_layers(target: str, activation: str, name: str, rows: int, exact:
     gate, up = (random_weights(fmt, rows, 256, rng) for _ in range(2))
     x = rng.normal(size=(8, 256)).astype(np.float32)
     codes, scales = act.quantize(x)
-    matrices = [Matrix("w", name, rows, 256, lambda stored=stored: stored) for stored in (gate, up)]  # type: ignore[misc]
-    packed = frozen(pack_gated(*matrices, "gated"))
+    packed = gated(name, 256, gate, up)
     out = np.full((8, rows), np.nan, np.float32)
     if exact:
         run(LinearF32(name, 2 * rows, 256, activation, rows), target, [packed, frozen(x), out], token_count=8)
@@ -219,8 +224,7 @@ def test_gate_equals_the_fused_layer(target: str, activation: str) -> None:
     gate, up = (frozen(multiply(target, "q4_1", stored, codes, scales)) for stored in halves)
     apart, fused = (np.full((7, 48), np.nan, np.float32) for _ in range(2))
     run(Gate(48, activation), target, [gate, up, apart], threads=3, token_count=7)
-    matrices = [Matrix("w", "q4_1", 48, 64, lambda stored=stored: stored) for stored in halves]  # type: ignore[misc]
-    operands = [frozen(pack_gated(*matrices, "gated")), *in_rows(codes, scales), fused]
+    operands = [gated("q4_1", 64, *halves), *in_rows(codes, scales), fused]
     run(Linear("q4_1", 96, 64, activation, 48), target, operands, token_count=7)
     assert same_bits(apart, fused)
 
@@ -234,9 +238,7 @@ def test_quantized_gates_have_the_codes_of_the_gate(target: str, activation: str
     fmt = formats.get(name)
     assert isinstance(fmt, AffineFormat)
     rows = 160
-    halves = [random_weights(fmt, rows, k, rng) for _ in range(2)]
-    matrices = [Matrix("w", name, rows, k, lambda stored=stored: stored) for stored in halves]  # type: ignore[misc]
-    packed = frozen(pack_gated(*matrices, "gated"))
+    packed = gated(name, k, *(random_weights(fmt, rows, k, rng) for _ in range(2)))
     x = rng.normal(size=(203, k)).astype(np.float32)
     x[::7] = 0
     codes, scales = act.quantize(x)
@@ -270,11 +272,9 @@ def test_panels_change_no_bit(target: str, epilogue: str, name: str, k: int) -> 
     rng = np.random.default_rng(13)
     fmt = formats.get(name)
     assert isinstance(fmt, AffineFormat)
-    rows, gated = 45, epilogue == "silu"
-    if gated:
-        halves = [random_weights(fmt, rows, k, rng) for _ in range(2)]
-        matrices = [Matrix("w", name, rows, k, lambda stored=stored: stored) for stored in halves]  # type: ignore[misc]
-        packed = frozen(pack_gated(*matrices, "gated"))
+    rows, is_gated = 45, epilogue == "silu"
+    if is_gated:
+        packed = gated(name, k, *(random_weights(fmt, rows, k, rng) for _ in range(2)))
     else:
         packed = frozen(lanes.pack(fmt, random_weights(fmt, rows, k, rng)))
     codes, scales = act.quantize(rng.normal(size=(27, k)).astype(np.float32))
@@ -282,7 +282,7 @@ def test_panels_change_no_bit(target: str, epilogue: str, name: str, k: int) -> 
 
     def multiplied(method: str, count: int) -> F32:
         out = before[:count].copy() if epilogue == "residual" else np.full((count, rows), np.nan, np.float32)
-        kernel = Linear(name, rows << gated, k, epilogue, rows, schedule=(f"512:{method}",))
+        kernel = Linear(name, rows << is_gated, k, epilogue, rows, schedule=(f"512:{method}",))
         run(kernel, target, [packed, *in_rows(codes[:count], scales[:count]), out], threads=2, token_count=count)
         return out
 
