@@ -95,15 +95,6 @@ class Isa(ABC):
             for lane in range(vector.lanes):
                 fn.store(narrow.lane(lane), place, 4 * (vector.lanes * i + lane), align=size)
 
-    def ways(self, pointer: Value, count: int) -> list[Value]:
-        """A pointer for each of ``count`` products with the same elements in memory.
-
-        Where an instruction takes one element for all lanes from memory by itself, they keep LLVM from loading it into
-        a register for all of them. That saves up to a third of what a kernel issues, which counts where another
-        hardware thread is busy on its core, and takes some more loads.
-        """
-        return [pointer] * count
-
     def field(self, word: Value, shift: int, width: int, low: int = 0) -> Value:
         """Of every byte the ``width`` bits from ``shift`` on, moved to bit ``low``; the byte's other bits are zero."""
         return field(word, shift, width, low)
@@ -143,9 +134,6 @@ class Avx512Vnni(Isa):
         shift = (part * element.width).to_int(I32).splat(codes[0].lanes)
         for i, vector in enumerate(codes):
             fn.store_masked((vector << shift).bits(type_), mask, words, 4 * vector.lanes * i)
-
-    def ways(self, pointer: Value, count: int) -> list[Value]:
-        return [pointer.fn.opaque(pointer) for _ in range(count)]
 
     def field(self, word: Value, shift: int, width: int, low: int = 0) -> Value:
         if shift == low == 0:

@@ -348,14 +348,6 @@ class Function:
         text = f"{'prefetchw' if write else f'prefetcht{level - 1}'} {ahead}($0)"
         self.builder.call(ir.InlineAsm(type_, text, "r,~{memory}", side_effect=True), [at.ir])
 
-    def opaque(self, pointer: Value) -> Value:
-        """The same pointer in a register of its own, of which LLVM does not know that it is the same.
-
-        What is loaded through it is loaded again, and by the instruction that needs it if that can.
-        """
-        type_ = ir.FunctionType(PTR, [PTR])
-        return Value(self, self.builder.call(ir.InlineAsm(type_, "", "=r,0"), [pointer.ir]))
-
     def stack(self, type_: ir.Type, count: int) -> Value:
         """An array on the stack, aligned to 64 bytes, alive in the whole function."""
         with self.builder.goto_block(self._entry):

@@ -71,13 +71,12 @@ class FloatRows(PageRows):
             if next_keys is not None:
                 self.prefetch(fn.at(next_keys, at), stride)
             k = [pages.load(keys, LANES, at, v * LANES * pages.size) for v in vectors]
-            queries = self._ways(fn.at(self.queries, d.index << 2), rows, len(k))
+            queries = fn.at(self.queries, d.index << 2)
             sums = iter(d.values)
             d.values = []
             for row in rows:
-                for query_at, key in zip(queries, k, strict=True):
-                    query = fn.load(F32, query_at, row * self.head_bytes, align=4).splat(LANES)
-                    d.values.append(fn.fma(query, key, next(sums)))
+                query = fn.load(F32, queries, row * self.head_bytes, align=4).splat(LANES)
+                d.values += [fn.fma(query, key, next(sums)) for key in k]
         return [d.results[i : i + len(vectors)] for i in range(0, len(zeros), len(vectors))]
 
     def _values(self, slot: Value, keys: Value, next_keys: Value) -> None:
@@ -126,16 +125,11 @@ class FloatRows(PageRows):
                         ahead = fn.at(next_values, slot.index * row_bytes, d.index * pages.size)
                         self.prefetch(ahead, width * LANES * pages.size)
                     v = [pages.load(at, LANES, c * LANES * pages.size) for c in range(width)]
-                    chances = self._ways(fn.at(first_chances, slot.index << 2), rows, width)
+                    chances = fn.at(first_chances, slot.index << 2)
                     before = iter(slot.values)
                     slot.values = []
                     for r in rows:
-                        for chance_at, value in zip(chances, v, strict=True):
-                            chance = fn.load(F32, chance_at, r * self.weight_bytes, align=4).splat(LANES)
-                            slot.values.append(fn.fma(chance, value, next(before)))
+                        chance = fn.load(F32, chances, r * self.weight_bytes, align=4).splat(LANES)
+                        slot.values += [fn.fma(chance, value, next(before)) for value in v]
                 for cell, result in zip(cells, slot.results, strict=True):
                     fn.store(result, first_sums, d.index << 2, cell, align=64)
-
-    def _ways(self, at: Value, rows: range, vectors: int) -> list[Value]:
-        """Pointers to the rows' scalars for so many vectors, see :meth:`.Isa.ways`; each takes an instruction, too."""
-        return self.isa.ways(at, vectors) if len(rows) > vectors else [at] * vectors

@@ -232,17 +232,11 @@ class PairRows(Rows):
         return [self.fn.load(self.register, pointer, i * size, align=4) for i in range(count)]
 
     def _products(self, at: Value, row_bytes: int, rows: range, shared: list[Value], sums: list[Value]) -> list[Value]:
-        """``sums`` ``[row][register]``, and each row's pair times what is shared; pairs lie ``row_bytes`` apart.
-
-        Every other row has its pair loaded into a register: if all took it from memory, loads would be what there are
-        too many of.
-        """
-        places = self.isa.ways(at, len(shared)) if len(rows) > len(shared) else [at] * len(shared)
+        """``sums`` ``[row][register]``, and each row's pair times what is shared; pairs lie ``row_bytes`` apart."""
         before, after = iter(sums), []
-        for i, row in enumerate(rows):
-            for place, register in zip(places if i % 2 else places[:1] * len(shared), shared, strict=True):
-                pair = self.fn.load(I32, place, row * row_bytes, align=4).splat(self.isa.lanes)
-                after.append(self.isa.add_pairs(next(before), register, pair))
+        for row in rows:
+            pair = self.fn.load(I32, at, row * row_bytes, align=4).splat(self.isa.lanes)
+            after += [self.isa.add_pairs(next(before), register, pair) for register in shared]
         return after
 
     def _by_row(self, registers: list[Value], rows: int) -> list[list[Value]]:

@@ -391,7 +391,7 @@ class _Multiply:
         """Add one operand of the panel."""
         lanes = self.isa.lanes
         operands = [self.fn.load(vec(I32, lanes), panel, index * _ROW, row << 2, align=4 * lanes) for row in rows]
-        return sums.add_quad([self.fn.at(x, index * _QUAD)] * len(rows), 0, operands, carries)
+        return sums.add_quad(self.fn.at(x, index * _QUAD), 0, operands, carries)
 
 
 _Adder = Callable[[Value, list[Value], list[Value]], list[Value]]
@@ -426,9 +426,9 @@ class _Sums:
             return self._in_place(words, quads, body, first, totals)
 
         def add(x: Value, loaded: list[Value], carries: list[Value]) -> list[Value]:
-            ways, split = self.isa.ways(x, self.vectors), [self.words.operands(word, quads) for word in loaded]
+            split = [self.words.operands(word, quads) for word in loaded]
             for p in range(quads):
-                carries = self.add_quad(ways, p, [codes[p] for codes in split], carries)
+                carries = self.add_quad(x, p, [codes[p] for codes in split], carries)
             return carries
 
         return self._settled(
@@ -462,12 +462,12 @@ class _Sums:
         fn, shifts = self.fn, [0] * quads
 
         def add(x: Value, loaded: list[Value], carries: list[Value]) -> list[Value]:
-            ways, split = self.isa.ways(x, self.vectors), [self.words.scaled(word, quads) for word in loaded]
+            split = [self.words.scaled(word, quads) for word in loaded]
             out = list(carries)
             for p in range(quads):
                 shifts[p] = split[0][p][1]
                 part = slice(p * self.count, (p + 1) * self.count)
-                out[part] = self.add_quad(ways, p, [codes[p][0] for codes in split], out[part])
+                out[part] = self.add_quad(x, p, [codes[p][0] for codes in split], out[part])
             return out
 
         with fn.loop(first, first + words, 1, self._zeros() * quads) as loop:
@@ -477,15 +477,12 @@ class _Sums:
             totals = [*totals[:at], totals[at] + value.sar(shifts[p]), *totals[at + 1 :]]
         return totals
 
-    def add_quad(self, ways: list[Value], p: int, operands: list[Value], carries: list[Value]) -> list[Value]:
-        """Add the products of one operand of each row vector with each token's ``p``-th four activations from ``ways``.
-
-        These are pointers to the same, one a row vector.
-        """
+    def add_quad(self, x: Value, p: int, operands: list[Value], carries: list[Value]) -> list[Value]:
+        """Add the products of an operand of each row vector and each token's ``p``-th activations from ``x`` on."""
         fn, out = self.fn, []
         for t in range(self.width):
-            for v, (x, codes) in enumerate(zip(ways, operands, strict=True)):
-                quad = fn.load(I32, x, t * self.columns + p * _QUAD, align=4).splat(self.isa.lanes)
+            quad = fn.load(I32, x, t * self.columns + p * _QUAD, align=4).splat(self.isa.lanes)
+            for v, codes in enumerate(operands):
                 out.append(self.isa.accumulate(carries[t * self.vectors + v], codes, quad))
         return out
 

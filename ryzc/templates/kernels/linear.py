@@ -386,7 +386,6 @@ class Multiplication:
         count = len(step.scales)
         code_stride, record_stride = act.code_bytes(self.columns), act.record_bytes(self.columns)
         x = fn.at(self.codes, m * code_stride, step.k * STEP)
-        ways = isa.ways(x, count) if self._alone else [x] * count
         record0 = fn.at(self.records, m * record_stride, step.k * act.RECORD_BYTES)
         records = [fn.at(record0, t * record_stride) for t in range(width)]
         out: dict[int, Value] = {}
@@ -397,11 +396,10 @@ class Multiplication:
             dots = [Dot(start[t]) for t in range(width) for _ in range(count)]
             for j in range(half * OPERANDS // halves, (half + 1) * OPERANDS // halves):
                 codes = [step.operand(j, v) for v in range(count)]
-                alone = self._alone and j % self._alone == 0
                 for t in range(width):
+                    quad = fn.load(I32, x, t * code_stride + 4 * j, align=4).splat(lanes)
                     for v in range(count):
                         i = t * count + v
-                        quad = fn.load(I32, ways[v if alone else 0], t * code_stride + 4 * j, align=4).splat(lanes)
                         dots[i] = isa.add(dots[i], codes[v], quad, self._top)
             for t, record in enumerate(records):
                 x_scale = fn.load(F32, record, act.SCALE, align=4).splat(lanes)
@@ -414,16 +412,6 @@ class Multiplication:
                         total = fn.fma(s.minimum, self._scaled_sum(record, half), total)
                     out[i] = total
         return [out[i] for i in range(width * count)]
-
-    @property
-    def _alone(self) -> int:
-        """Products take one of so many operands from memory by themselves, see :meth:`.Isa.ways`; 0 is none.
-
-        As many as there is room for beside the loads of weights, of which panels and whole bytes have more.
-        """
-        if self.method.kind == "panel":
-            return 2
-        return 0 if self.reader.format.planes == (8,) else 1
 
     @property
     def _top(self) -> int:
