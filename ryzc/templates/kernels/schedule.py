@@ -65,7 +65,7 @@ def method(name: str) -> Method:
 def default(isa: Isa) -> tuple[str, ...]:
     """The schedule of a linear layer that nobody tuned."""
     if isa.registers == 32:
-        return (f"32:direct-16x2{_FAR_AHEAD}", f"512:panel-6x2{_AHEAD}")
+        return (f"16:direct-16x2{_FAR_AHEAD}", f"512:panel-6x2{_AHEAD}")
     return (f"12:direct-4x2{_AHEAD}", f"512:panel-4x2{_AHEAD}")
 
 
