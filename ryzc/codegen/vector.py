@@ -236,17 +236,18 @@ class Value:
         return self.fn.intrinsic("llvm.sqrt", self.type, self)
 
 
-_NO_BUILTINS = '"no-builtins"'
+_NO_BUILTINS, _ALIGNED = '"no-builtins"', '"stackrealign"'
 
 
 class _Attributes(ir.values.FunctionAttributes):  # type: ignore[misc]
     """What every function here carries.
 
     Shared kernels stay calls: inlined into every layer they would multiply code and compile time. And a
-    loop that fills or copies memory must not become a call of the C library, which is not there.
+    loop that fills or copies memory must not become a call of the C library, which is not there. And a register that
+    has to wait on the stack lies within one cache line: the caller's stack is aligned to a quarter of one.
     """
 
-    _known = ir.values.FunctionAttributes._known | {_NO_BUILTINS}
+    _known = ir.values.FunctionAttributes._known | {_NO_BUILTINS, _ALIGNED}
 
 
 @dataclass
@@ -283,7 +284,7 @@ class Function:
     ) -> None:
         self.module = module
         self.ir = ir.Function(module, ir.FunctionType(ir.VoidType(), [t for _, t in parameters]), name)
-        self.ir.attributes = _Attributes(("nounwind", "noinline", _NO_BUILTINS))
+        self.ir.attributes = _Attributes(("nounwind", "noinline", _NO_BUILTINS, _ALIGNED))
         if internal:
             self.ir.linkage = "internal"
         for argument, (label, _) in zip(self.ir.args, parameters, strict=True):

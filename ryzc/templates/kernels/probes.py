@@ -69,6 +69,8 @@ def _emit_int8(module: ir.Module, isa: Isa) -> None:
     fn = Function(module, "probe_int8", [("iterations", I64), ("out", PTR)], internal=False)
     register, count = vec(I32, isa.lanes), accumulators(isa)
     xs, moving = _operands(fn, isa, count)
+    if isa.registers == 32:
+        xs = xs[:1] * count  # sums differ from the start, and with an operand for each they would not fit in registers
     start = [fn.const(register, i) for i in range(count)]
     with fn.loop(0, fn.args["iterations"], BLOCK_OPERANDS, [*start, moving]) as loop:
         *sums, moving = loop.values
@@ -99,7 +101,7 @@ def _emit_blocks(module: ir.Module, isa: Isa) -> None:
 
 
 def _operands(fn: Function, isa: Isa, count: int) -> tuple[list[Value], Value]:
-    """An operand of its own for every sum, and codes for all."""
+    """An operand for every sum, and codes for all."""
     register, width = vec(I32, isa.lanes), 4 * isa.lanes
     x = [fn.load(register, fn.args["out"], i * width) for i in range(count + 1)]
     return x[:count], x[count]
