@@ -36,6 +36,9 @@ EVEX_TEXT = re.compile(r"%zmm|%k[0-7]\b|%[xy]mm(1[6-9]|2[0-9]|3[01])\b|\{1to|\{z
 # In 64-bit code an instruction that starts with 0x62 is EVEX, and nothing else is.
 EVEX_BYTES = re.compile(r"^ +[0-9a-f]+:\t(?:(?:2e|36|3e|26|64|65|66|67|f2|f3) )*62 ", re.M)
 
+ON_STACK = re.compile(r"%[yz]mm.*\(%rsp|\(%rsp.*%[yz]mm")
+ALIGNED_STACK = re.compile(r"\band +\$0xffffffffffffff[0-9a-f]0,%rsp")
+
 needs_binutils = pytest.mark.skipif(
     not (shutil.which("objdump") and shutil.which("nm")), reason="binutils are not installed"
 )
@@ -91,6 +94,28 @@ def test_the_linked_code_holds_the_same_instructions(
     assert "(bad)" not in "".join(functions.values())
     for kernel in [*_integer_linears(plans[model]), "probe_int8"]:
         assert re.search(r"vpdpbusd .*%zmm", functions[kernel]), kernel
+
+
+@needs_binutils
+@pytest.mark.parametrize("target", EVERY)
+@pytest.mark.parametrize("model", MODELS)
+def test_registers_wait_on_an_aligned_stack(
+    model: str, target: str, compiled: Callable[[str, str], bytes], tmp_path: Path
+) -> None:
+    """One that straddles cache lines takes longer, in three processes of four: which ones is up to the system."""
+    functions = _functions(_tool(tmp_path, compiled(model, target), "objdump", "-d", "--wide", "--no-show-raw-insn"))
+    waiting = [name for name, text in functions.items() if ON_STACK.search(text)]
+    assert waiting
+    for name in waiting:
+        assert ALIGNED_STACK.search(functions[name]), name
+
+
+@needs_binutils
+def test_the_int8_peak_is_measured_from_registers(compiled: Callable[[str, str], bytes], tmp_path: Path) -> None:
+    code = compiled("smollm2", "znver4")
+    probe = _functions(_tool(tmp_path, code, "objdump", "-d", "--wide", "--no-show-raw-insn"))["probe_int8"]
+    assert re.findall(r"vpdpbusd .*", probe)
+    assert not re.findall(r"vpdpbusd .*\(.*", probe)
 
 
 @pytest.mark.parametrize("target", ["znver3", pytest.param("x86-64-v3", marks=pytest.mark.thorough)])
