@@ -61,8 +61,9 @@ def _tool(tmp_path: Path, code: bytes, *command: str) -> str:
     return subprocess.run([*command, str(path)], capture_output=True, text=True, check=True).stdout
 
 
-def _functions(disassembly: str) -> dict[str, str]:
-    """The text of each function that objdump names."""
+def _functions(tmp_path: Path, code: bytes) -> dict[str, str]:
+    """The disassembly of each function that objdump names."""
+    disassembly = _tool(tmp_path, code, "objdump", "-d", "--wide", "--no-show-raw-insn")
     parts = re.split(r"^[0-9a-f]+ <(\S+)>:\n", disassembly, flags=re.M)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
@@ -90,7 +91,7 @@ def test_linear_kernels_multiply_in_zmm_registers(model: str, target: str, plans
 def test_the_linked_code_holds_the_same_instructions(
     model: str, target: str, plans: dict[str, Plan], compiled: Callable[[str, str], bytes], tmp_path: Path
 ) -> None:
-    functions = _functions(_tool(tmp_path, compiled(model, target), "objdump", "-d", "--wide", "--no-show-raw-insn"))
+    functions = _functions(tmp_path, compiled(model, target))
     assert "(bad)" not in "".join(functions.values())
     for kernel in [*_integer_linears(plans[model]), "probe_int8"]:
         assert re.search(r"vpdpbusd .*%zmm", functions[kernel]), kernel
@@ -103,7 +104,7 @@ def test_registers_wait_on_an_aligned_stack(
     model: str, target: str, compiled: Callable[[str, str], bytes], tmp_path: Path
 ) -> None:
     """One that straddles cache lines takes longer, in three processes of four: which ones is up to the system."""
-    functions = _functions(_tool(tmp_path, compiled(model, target), "objdump", "-d", "--wide", "--no-show-raw-insn"))
+    functions = _functions(tmp_path, compiled(model, target))
     waiting = [name for name, text in functions.items() if ON_STACK.search(text)]
     assert waiting
     for name in waiting:
@@ -112,10 +113,9 @@ def test_registers_wait_on_an_aligned_stack(
 
 @needs_binutils
 def test_the_int8_peak_is_measured_from_registers(compiled: Callable[[str, str], bytes], tmp_path: Path) -> None:
-    code = compiled("smollm2", "znver4")
-    probe = _functions(_tool(tmp_path, code, "objdump", "-d", "--wide", "--no-show-raw-insn"))["probe_int8"]
-    assert re.findall(r"vpdpbusd .*", probe)
-    assert not re.findall(r"vpdpbusd .*\(.*", probe)
+    products = re.findall(r"vpdpbusd .*", _functions(tmp_path, compiled("smollm2", "znver4"))["probe_int8"])
+    assert products
+    assert not any("(" in line for line in products)
 
 
 @pytest.mark.parametrize("target", ["znver3", pytest.param("x86-64-v3", marks=pytest.mark.thorough)])
